@@ -1,0 +1,17 @@
+//! Assay: a streaming batch pipeline from Kafka topics of product and ad assets to Delta tables of annotations and
+//! embeddings, exactly once.
+//!
+//! Start reading at `pipeline::wiring`, then the four `api.rs`: source, media, engine and sink.
+
+pub mod domain;
+pub mod engine;
+pub mod job;
+pub mod ledger;
+pub mod media;
+pub mod metrics;
+pub mod model;
+pub mod pipeline;
+pub mod query;
+pub mod retry;
+pub mod sink;
+pub mod source;

@@ -1,0 +1,190 @@
+//! Every Prometheus metric of a worker, registered once and passed around as one [`Metrics`].
+//!
+//! Names end in `_total`, `_seconds` or `_bytes`. No asset id, URL or offset is ever a label.
+
+use prometheus::{
+    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    Opts, Registry, TextEncoder,
+};
+
+/// Handles of all metrics.
+#[derive(Clone)]
+pub struct Metrics {
+    registry: Registry,
+    /// Records read from the source. Labels: job.
+    pub records_total: IntCounterVec,
+    /// Outcomes by kind: annotated, removed, rejected. Labels: job, outcome.
+    pub outcomes_total: IntCounterVec,
+    /// Rejections. Labels: job, stage, reason.
+    pub rejections_total: IntCounterVec,
+    /// Assets between source and commit. Labels: job.
+    pub in_flight_assets: IntGaugeVec,
+    /// Records behind the end of each assigned partition. Labels: job, topic, partition.
+    pub lag_records: IntGaugeVec,
+    /// 1 while delivery is paused for want of permits. Labels: job.
+    pub flow_paused: IntGaugeVec,
+    /// Changes of the assignment. Labels: job, kind (assigned, revoked).
+    pub rebalances_total: IntCounterVec,
+    /// Rows written. Labels: job, table (results, rejections).
+    pub rows_committed_total: IntCounterVec,
+    /// Time of one commit over both tables. Labels: job.
+    pub commit_seconds: HistogramVec,
+    /// Commits tried again. Labels: job, cause (conflict, unavailable).
+    pub commit_retries_total: IntCounterVec,
+    /// Partitions lost to another writer at commit time. Labels: job.
+    pub fenced_partitions_total: IntCounterVec,
+    /// When the last commit ended, in seconds since the Unix epoch. Labels: job.
+    pub last_commit_timestamp_seconds: GaugeVec,
+    /// Bytes of media read.
+    pub media_read_bytes: IntCounter,
+    /// Time of one attempt to read one medium.
+    pub media_fetch_seconds: Histogram,
+    /// Failed attempts to read a medium. Labels: reason.
+    pub media_errors_total: IntCounterVec,
+    /// CPU time of decoding and preparing one asset's inputs.
+    pub prepare_seconds: Histogram,
+    /// Tokens in each batch that the device ran.
+    pub batch_tokens: Histogram,
+    /// Requests waiting for the device.
+    pub waiting_requests: IntGauge,
+    /// Device time. Labels: model.
+    pub device_seconds_total: prometheus::CounterVec,
+    /// 1 while the device thread lives.
+    pub device_alive: Gauge,
+}
+
+impl Metrics {
+    /// Registers everything in a registry of its own.
+    pub fn new() -> Self {
+        let registry = Registry::new();
+        let register = Registrar(&registry);
+        Self {
+            records_total: register.counters("assay_records_total", "Records read from the source.", &["job"]),
+            outcomes_total: register.counters("assay_outcomes_total", "Outcomes by kind.", &["job", "outcome"]),
+            rejections_total: register.counters(
+                "assay_rejections_total",
+                "Rejected assets.",
+                &["job", "stage", "reason"],
+            ),
+            in_flight_assets: register.gauges("assay_in_flight_assets", "Assets between source and commit.", &["job"]),
+            lag_records: register.gauges(
+                "assay_lag_records",
+                "Records behind the end of each assigned partition.",
+                &["job", "topic", "partition"],
+            ),
+            flow_paused: register.gauges("assay_flow_paused", "1 while delivery is paused.", &["job"]),
+            rebalances_total: register.counters(
+                "assay_rebalances_total",
+                "Changes of the assignment.",
+                &["job", "kind"],
+            ),
+            rows_committed_total: register.counters("assay_rows_committed_total", "Rows written.", &["job", "table"]),
+            commit_seconds: register.histograms("assay_commit_seconds", "Time of one commit.", &["job"]),
+            commit_retries_total: register.counters(
+                "assay_commit_retries_total",
+                "Commits tried again.",
+                &["job", "cause"],
+            ),
+            fenced_partitions_total: register.counters(
+                "assay_fenced_partitions_total",
+                "Partitions lost to another writer.",
+                &["job"],
+            ),
+            last_commit_timestamp_seconds: register.add(
+                GaugeVec::new(
+                    Opts::new("assay_last_commit_timestamp_seconds", "When the last commit ended (Unix time)."),
+                    &["job"],
+                )
+                .expect("static name and labels are valid"),
+            ),
+            media_read_bytes: register
+                .add(IntCounter::new("assay_media_read_bytes", "Bytes of media read.").expect("static name is valid")),
+            media_fetch_seconds: register.histogram("assay_media_fetch_seconds", "Time of one attempt."),
+            media_errors_total: register.counters(
+                "assay_media_errors_total",
+                "Failed attempts to read a medium.",
+                &["reason"],
+            ),
+            prepare_seconds: register.histogram("assay_prepare_seconds", "CPU time of one asset's inputs."),
+            batch_tokens: register.add(
+                Histogram::with_opts(
+                    HistogramOpts::new("assay_batch_tokens", "Tokens in each batch.")
+                        .buckets(prometheus::exponential_buckets(16.0, 2.0, 14).expect("valid buckets")),
+                )
+                .expect("static name is valid"),
+            ),
+            waiting_requests: register.add(
+                IntGauge::new("assay_waiting_requests", "Requests waiting for the device.")
+                    .expect("static name is valid"),
+            ),
+            device_seconds_total: register.add(
+                prometheus::CounterVec::new(Opts::new("assay_device_seconds_total", "Device time."), &["model"])
+                    .expect("static name and labels are valid"),
+            ),
+            device_alive: register.add(
+                Gauge::new("assay_device_alive", "1 while the device thread lives.").expect("static name is valid"),
+            ),
+            registry,
+        }
+    }
+
+    /// The exposition text of all metrics.
+    pub fn render(&self) -> String {
+        let mut buffer = Vec::new();
+        TextEncoder::new().encode(&self.registry.gather(), &mut buffer).expect("a Vec takes every write");
+        String::from_utf8(buffer).expect("the text format is UTF-8")
+    }
+}
+
+impl Default for Metrics {
+    fn default() -> Self {
+        Self::new()
+    }
+}
+
+/// Creates metrics and adds them to the registry; every name occurs once, so registering cannot fail.
+struct Registrar<'a>(&'a Registry);
+
+impl Registrar<'_> {
+    fn add<M: prometheus::core::Collector + Clone + 'static>(&self, metric: M) -> M {
+        self.0.register(Box::new(metric.clone())).expect("every metric is registered once");
+        metric
+    }
+
+    fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
+        self.add(IntCounterVec::new(Opts::new(name, help), labels).expect("static name and labels are valid"))
+    }
+
+    fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {
+        self.add(IntGaugeVec::new(Opts::new(name, help), labels).expect("static name and labels are valid"))
+    }
+
+    fn histograms(&self, name: &str, help: &str, labels: &[&str]) -> HistogramVec {
+        let options = HistogramOpts::new(name, help).buckets(seconds_buckets());
+        self.add(HistogramVec::new(options, labels).expect("static name and labels are valid"))
+    }
+
+    fn histogram(&self, name: &str, help: &str) -> Histogram {
+        let options = HistogramOpts::new(name, help).buckets(seconds_buckets());
+        self.add(Histogram::with_opts(options).expect("static name is valid"))
+    }
+}
+
+/// From half a millisecond to about half a minute.
+fn seconds_buckets() -> Vec<f64> {
+    prometheus::exponential_buckets(0.0005, 2.0, 17).expect("start and factor are valid")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn all_metrics_are_registered_and_rendered() {
+        let metrics = Metrics::new();
+        metrics.records_total.with_label_values(&["a"]).inc_by(3);
+        let text = metrics.render();
+        assert!(text.contains("assay_records_total{job=\"a\"} 3"));
+        assert!(text.contains("assay_device_alive 0"));
+    }
+}

@@ -1,0 +1,1 @@
+//! The assembly line: one stage, one file.
