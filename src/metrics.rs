@@ -128,6 +128,17 @@ impl Metrics {
         }
     }
 
+    /// Records behind the ends of all assigned partitions of a job.
+    pub fn total_lag(&self, job: &str) -> u64 {
+        use prometheus::core::Collector;
+        let is_job = |metric: &prometheus::proto::Metric| {
+            metric.get_label().iter().any(|label| label.name() == "job" && label.value() == job)
+        };
+        let families = self.lag_records.collect();
+        let metrics = families.iter().flat_map(|family| family.get_metric());
+        metrics.filter(|metric| is_job(metric)).map(|metric| metric.get_gauge().value().max(0.0) as u64).sum()
+    }
+
     /// The exposition text of all metrics.
     pub fn render(&self) -> String {
         let mut buffer = Vec::new();
@@ -186,5 +197,14 @@ mod tests {
         let text = metrics.render();
         assert!(text.contains("assay_records_total{job=\"a\"} 3"));
         assert!(text.contains("assay_device_alive 0"));
+    }
+
+    #[test]
+    fn the_lag_of_a_job_is_the_sum_over_its_partitions() {
+        let metrics = Metrics::new();
+        metrics.lag_records.with_label_values(&["a", "assets", "0"]).set(3);
+        metrics.lag_records.with_label_values(&["a", "assets", "1"]).set(4);
+        metrics.lag_records.with_label_values(&["b", "assets", "1"]).set(50);
+        assert_eq!(metrics.total_lag("a"), 7);
     }
 }

@@ -1,0 +1,139 @@
+//! Second stage: the media that the job needs are read.
+//!
+//! Receives tracked assets, sends [`FetchedAsset`]s. A medium that is missing, forbidden or too large rejects its asset. A
+//! store that is down is asked again with growing waits, for as long as it takes, and rejects nothing. Ends when its input ends.
+
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::domain::{Asset, Blame, MediaReference, Rejection, Stage};
+use crate::job::{EmbeddingInput, JobSpec};
+use crate::media::{Media, MediaError, MediaStore};
+use crate::retry;
+
+use super::tracked::Tracked;
+
+/// An asset and the media that were read for it.
+pub(super) struct FetchedAsset {
+    pub(super) asset: Asset,
+    /// In message order.
+    pub(super) media: Vec<Media>,
+}
+
+/// What the stage needs to know.
+pub(super) struct Fetcher {
+    pub(super) job: Arc<JobSpec>,
+    pub(super) store: Arc<dyn MediaStore>,
+    pub(super) retry: retry::Options,
+    pub(super) concurrency: usize,
+}
+
+pub(super) async fn run(
+    mut input: mpsc::Receiver<Tracked<Asset>>,
+    output: mpsc::Sender<Tracked<FetchedAsset>>,
+    fetcher: Arc<Fetcher>,
+) {
+    let slots = Arc::new(Semaphore::new(fetcher.concurrency.max(1)));
+    while let Some(tracked) = input.recv().await {
+        let most = fetcher.job.limits.media;
+        let Some(tracked) = tracked.and_then(|asset| within_limit(asset, most)) else { continue };
+        if fetcher.needed(&tracked.value).is_empty() {
+            let _ = output.send(tracked.map(|asset| FetchedAsset { asset, media: Vec::new() })).await;
+            continue;
+        }
+        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let (fetcher, output) = (fetcher.clone(), output.clone());
+        tokio::spawn(async move {
+            let fetched = fetcher.fetch(tracked).await;
+            drop(slot);
+            if let Some(fetched) = fetched {
+                let _ = output.send(fetched).await;
+            }
+        });
+    }
+}
+
+fn within_limit(asset: Asset, most: usize) -> Result<Asset, Rejection> {
+    if asset.media.len() <= most {
+        return Ok(asset);
+    }
+    Err(Rejection {
+        detail: format!("the message lists {} media, the job allows {most} (limits.media)", asset.media.len()),
+        asset_id: Some(asset.id),
+        stage: Stage::Fetch,
+        reason: "too_many_media",
+        blame: Blame::Asset,
+        attempts: 1,
+    })
+}
+
+impl Fetcher {
+    /// The references to read: encoders look at the main picture alone.
+    fn needed<'a>(&self, asset: &'a Asset) -> Vec<&'a MediaReference> {
+        if needs_picture(&self.job) { main_picture(asset).into_iter().collect() } else { Vec::new() }
+    }
+
+    async fn fetch(&self, tracked: Tracked<Asset>) -> Option<Tracked<FetchedAsset>> {
+        let mut media = Vec::new();
+        for reference in self.needed(&tracked.value) {
+            match self.fetch_one(&tracked, &reference.url).await? {
+                Ok(medium) => media.push(medium),
+                Err((error, attempts)) => {
+                    let rejection = rejection(&tracked.value.id, &error, attempts);
+                    return tracked.and_then(|_| Err(rejection));
+                }
+            }
+        }
+        Some(tracked.map(|asset| FetchedAsset { asset, media }))
+    }
+
+    /// One medium, tried until it is read or its asset is to blame; None when nobody waits for it any more.
+    async fn fetch_one(&self, tracked: &Tracked<Asset>, url: &str) -> Option<Result<Media, (MediaError, u32)>> {
+        let limit = self.job.limits.media_bytes;
+        let mut backoff = retry::Backoff::new(self.retry);
+        loop {
+            if tracked.is_cancelled() {
+                return None;
+            }
+            let work = tracked.work(Stage::Fetch);
+            let error = match self.store.fetch(url, limit).await {
+                Ok(medium) => return Some(Ok(medium)),
+                Err(error) => error,
+            };
+            if error.blame() != Blame::World {
+                return Some(Err((error, backoff.attempts() + 1)));
+            }
+            let at_least = match &error {
+                MediaError::Unavailable { retry_after, .. } => {
+                    work.excuse();
+                    *retry_after
+                }
+                _ => None,
+            };
+            tracing::debug!(%error, attempts = backoff.attempts() + 1, "medium cannot be read for now");
+            backoff.wait(at_least).await;
+        }
+    }
+}
+
+/// Whether any embedding of the job looks at a picture.
+pub(super) fn needs_picture(job: &JobSpec) -> bool {
+    job.embeddings.iter().any(|embedding| embedding.input == EmbeddingInput::Image)
+}
+
+/// The medium with the role `main`, else the first.
+fn main_picture(asset: &Asset) -> Option<&MediaReference> {
+    asset.media.iter().find(|medium| medium.role.as_deref() == Some("main")).or(asset.media.first())
+}
+
+fn rejection(asset_id: &str, error: &MediaError, attempts: u32) -> Rejection {
+    Rejection {
+        asset_id: Some(asset_id.to_owned()),
+        stage: Stage::Fetch,
+        reason: error.reason(),
+        detail: error.to_string(),
+        blame: error.blame(),
+        attempts,
+    }
+}

@@ -1,0 +1,143 @@
+//! Third stage, on CPU threads: pictures are decoded, templates filled, model inputs made.
+//!
+//! Receives [`FetchedAsset`]s, sends [`PreparedAsset`]s, in chunks to a bounded number of blocking threads. A picture that
+//! cannot be decoded rejects its asset, a decoder that panics too. Media bytes are given back here. Ends when its input ends.
+
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::Arc;
+
+use tokio::sync::{Semaphore, mpsc};
+
+use crate::domain::{AssetKind, Blame, Rejection, Stage};
+use crate::engine::{Image, Inference, Prepared, Request, Task};
+use crate::job::{EmbeddingInput, JobSpec};
+use crate::media::{DecodeLimits, Media, decode};
+use crate::metrics::Metrics;
+
+use super::error::PipelineError;
+use super::fetch::FetchedAsset;
+use super::tracked::Tracked;
+
+/// Small, so that one slow picture holds back few others.
+const CHUNK: usize = 8;
+
+/// What inference needs, and what the row will need beside it.
+pub(super) struct PreparedAsset {
+    pub(super) id: String,
+    pub(super) kind: AssetKind,
+    pub(super) event_time: i64,
+    pub(super) media_hashes: Vec<String>,
+    /// For each embedding of the job, whether the asset has an input for it.
+    pub(super) present: Vec<bool>,
+    pub(super) prepared: Prepared,
+}
+
+/// What the stage needs to know.
+pub(super) struct Preparer {
+    pub(super) job: Arc<JobSpec>,
+    pub(super) inference: Arc<dyn Inference>,
+    pub(super) metrics: Arc<Metrics>,
+    pub(super) threads: usize,
+    /// Where errors go that are no asset's fault.
+    pub(super) fatal: mpsc::Sender<PipelineError>,
+}
+
+pub(super) async fn run(
+    mut input: mpsc::Receiver<Tracked<FetchedAsset>>,
+    output: mpsc::Sender<Tracked<PreparedAsset>>,
+    preparer: Arc<Preparer>,
+) {
+    let threads = Arc::new(Semaphore::new(preparer.threads));
+    let mut chunk = Vec::with_capacity(CHUNK);
+    while input.recv_many(&mut chunk, CHUNK).await > 0 {
+        let thread = threads.clone().acquire_owned().await.expect("the semaphore is never closed");
+        let assets = std::mem::take(&mut chunk);
+        let (preparer, output) = (preparer.clone(), output.clone());
+        tokio::task::spawn_blocking(move || {
+            for asset in assets.into_iter().filter(|asset| !asset.is_cancelled()) {
+                if let Some(prepared) = preparer.prepare_tracked(asset) {
+                    let _ = output.blocking_send(prepared);
+                }
+            }
+            drop(thread);
+        });
+    }
+}
+
+impl Preparer {
+    fn prepare_tracked(&self, tracked: Tracked<FetchedAsset>) -> Option<Tracked<PreparedAsset>> {
+        let work = tracked.work(Stage::Prepare);
+        let timer = self.metrics.prepare_seconds.start_timer();
+        let mut prepared = tracked.and_then(|fetched| {
+            let id = fetched.asset.id.clone();
+            catch_unwind(AssertUnwindSafe(|| self.prepare(fetched))).unwrap_or_else(|_| {
+                Err(rejection(&id, "prepare_panicked", "preparing this asset's inputs panicked".to_owned()))
+            })
+        });
+        if let Some(prepared) = &mut prepared {
+            prepared.release_bytes();
+        }
+        timer.observe_duration();
+        drop(work);
+        prepared
+    }
+
+    fn prepare(&self, fetched: FetchedAsset) -> Result<PreparedAsset, Rejection> {
+        let FetchedAsset { asset, media } = fetched;
+        let image = match media.first() {
+            Some(medium) => Some(Arc::new(self.decode(&asset.id, medium)?)),
+            None => None,
+        };
+        let tasks: Vec<Option<Task>> = self
+            .job
+            .embeddings
+            .iter()
+            .map(|embedding| {
+                let model: Arc<str> = embedding.model.clone();
+                match &embedding.input {
+                    EmbeddingInput::Text(template) => Some(Task::EmbedText { model, text: template.render(&asset) }),
+                    EmbeddingInput::Image => image.clone().map(|image| Task::EmbedImage { model, image }),
+                }
+            })
+            .collect();
+        let present = tasks.iter().map(Option::is_some).collect();
+        let request = Request { tasks: tasks.into_iter().flatten().collect() };
+        let prepared = self.inference.prepare(&request).map_err(|error| {
+            let reason = error.asset_reason().unwrap_or_else(|| {
+                // Full means that another such error is already on its way.
+                let _ = self.fatal.try_send(error.clone().into());
+                "engine"
+            });
+            rejection(&asset.id, reason, error.to_string())
+        })?;
+        Ok(PreparedAsset {
+            kind: asset.kind(),
+            id: asset.id,
+            event_time: asset.event_time,
+            media_hashes: media.into_iter().map(|medium| medium.sha256).collect(),
+            present,
+            prepared,
+        })
+    }
+
+    fn decode(&self, asset_id: &str, medium: &Media) -> Result<Image, Rejection> {
+        let limits = &self.job.limits;
+        // Three bytes a pixel for the picture and as much again for the decoder's own buffers, with some room.
+        let limits =
+            DecodeLimits { pixels: limits.pixels, side: limits.side, allocation: limits.pixels.saturating_mul(8) };
+        decode(&medium.bytes, &limits)
+            .map(|picture| Image { width: picture.width, height: picture.height, rgb: picture.rgb })
+            .map_err(|error| rejection(asset_id, error.reason(), format!("main picture: {error}")))
+    }
+}
+
+fn rejection(asset_id: &str, reason: &'static str, detail: String) -> Rejection {
+    Rejection {
+        asset_id: Some(asset_id.to_owned()),
+        stage: Stage::Prepare,
+        reason,
+        detail,
+        blame: Blame::Asset,
+        attempts: 1,
+    }
+}
