@@ -1,0 +1,201 @@
+//! The composition root: builds every part from configuration and jobs, runs the pipelines, drains them.
+//!
+//! Everything is put together here and nowhere else; rooms below never build each other.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::{Context, Result, bail};
+use tokio::task::JoinSet;
+use tokio_util::sync::CancellationToken;
+
+use crate::config::{Config, SourceKind};
+use crate::domain::Blame;
+use crate::engine::{Engine, Inference};
+use crate::job::{JobCatalog, JobSpec, rejections_schema, results_schema};
+use crate::media::{MediaStore, RemoteMedia};
+use crate::metrics::Metrics;
+use crate::pipeline::{self, Mode, Parts, Progress, Snapshot};
+use crate::progress_line::ProgressLine;
+use crate::retry::Backoff;
+use crate::server::{self, Health};
+use crate::sink::{DeltaSink, Sink, register_stores};
+use crate::source::{KafkaSource, ReplaySource, Source};
+
+/// What `assay run` was asked to do.
+#[derive(Debug, Clone)]
+pub struct Run {
+    /// Names of the jobs; empty means all.
+    pub jobs: Vec<String>,
+    pub mode: Mode,
+    /// Whether to serve `/metrics` and the probes.
+    pub serve: bool,
+    /// Whether to draw a progress line on standard error.
+    pub progress_line: bool,
+}
+
+/// What each job has done, in the order of the request.
+pub type Report = Vec<(String, Snapshot)>;
+
+/// Runs jobs until they end or `shutdown` is cancelled.
+///
+/// # Errors
+/// Configuration and jobs that do not fit together, or the first pipeline that could not go on (a
+/// [`pipeline::PipelineError`] somewhere in the chain); the other pipelines are drained first.
+pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Result<Report> {
+    let jobs = select_jobs(config, &run.jobs)?;
+    register_stores();
+    let metrics = Arc::new(Metrics::new());
+    let health = Health::new();
+    let server = if run.serve { Some(start_server(config, &metrics, &health, &shutdown).await?) } else { None };
+    let engine = Arc::new(start_engine(config, &jobs, &metrics).await?);
+    let media: Arc<dyn MediaStore> = Arc::new(RemoteMedia::new(&config.media, metrics.clone())?);
+
+    let mut all_parts = Vec::new();
+    for job in jobs {
+        let inference: Arc<dyn Inference> = engine.clone();
+        all_parts.push(build(config, job, &media, &inference, &metrics).await?);
+    }
+    health.set_ready(true);
+    let stop = shutdown.child_token();
+    let result = run_all(&all_parts, run, &stop, &health, engine.as_ref()).await;
+    health.set_ready(false);
+    engine.shutdown();
+    if let Some(server) = server {
+        shutdown.cancel();
+        let _ = server.await;
+    }
+    result?;
+    Ok(all_parts.iter().map(|parts| (parts.job.name.clone(), parts.progress.snapshot())).collect())
+}
+
+fn select_jobs(config: &Config, names: &[String]) -> Result<Vec<Arc<JobSpec>>> {
+    let catalog = JobCatalog::load(&config.jobs).map_err(crate::check::problems_error)?;
+    if names.is_empty() {
+        let all: Vec<_> = catalog.jobs().cloned().map(Arc::new).collect();
+        if all.is_empty() {
+            bail!("there is no job file in {}", config.jobs.display());
+        }
+        return Ok(all);
+    }
+    names.iter().map(|name| Ok(Arc::new(catalog.get(name)?.clone()))).collect()
+}
+
+async fn start_server(
+    config: &Config,
+    metrics: &Arc<Metrics>,
+    health: &Health,
+    shutdown: &CancellationToken,
+) -> Result<tokio::task::JoinHandle<std::io::Result<()>>> {
+    let listener = server::bind(config.server.address).await?;
+    let (metrics, health, shutdown) = (metrics.clone(), health.clone(), shutdown.clone());
+    Ok(tokio::spawn(async move { server::serve(listener, metrics, health, shutdown.cancelled_owned()).await }))
+}
+
+/// Loads the models that the jobs name.
+async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metrics>) -> Result<Engine> {
+    let wanted = |name: &str| jobs.iter().any(|job| job.models().iter().any(|model| **model == *name));
+    let models: std::collections::BTreeMap<_, _> =
+        config.models.iter().filter(|(name, _)| wanted(name)).map(|(name, model)| (name.clone(), model.clone())).collect();
+    for job in jobs {
+        if job.annotate.is_some() {
+            bail!("{}", job.problem("annotate", "this build has no generator; only [[embeddings]] can be computed"));
+        }
+        if let Some(missing) = job.models().iter().find(|model| !models.contains_key(&***model)) {
+            bail!("job {} needs model {missing:?}; list it in the configuration under [models.{missing}]", job.name);
+        }
+    }
+    let (options, metrics) = (config.engine.clone(), metrics.clone());
+    let engine = tokio::task::spawn_blocking(move || Engine::start(&options, &models, metrics)).await??;
+    for model in engine.models() {
+        tracing::info!(model = model.name, architecture = model.architecture, fingerprint = model.fingerprint, "model loaded");
+    }
+    Ok(engine)
+}
+
+/// The parts of one job's pipeline; its tables are created when they do not exist.
+async fn build(
+    config: &Config,
+    job: Arc<JobSpec>,
+    media: &Arc<dyn MediaStore>,
+    inference: &Arc<dyn Inference>,
+    metrics: &Arc<Metrics>,
+) -> Result<Parts> {
+    let dimensions = |name: &str| inference.models().iter().find(|model| model.name == name).map(|model| model.dimensions);
+    let results = results_schema(&job, dimensions)?;
+    let sink = DeltaSink::new(&job.name, &config.tables, results, rejections_schema(), metrics.clone())?;
+    open(&sink, config).await.with_context(|| format!("job {}", job.name))?;
+    let source: Arc<dyn Source> = match config.source.kind {
+        SourceKind::Kafka => {
+            Arc::new(KafkaSource::new(&config.source.kafka, &job.group, &job.topics, metrics.clone(), &job.name)?)
+        }
+        SourceKind::Replay => Arc::new(ReplaySource::new(&config.source.replay, &job.topics)?),
+    };
+    Ok(Parts {
+        job,
+        source,
+        media: media.clone(),
+        inference: inference.clone(),
+        sink: Arc::new(sink),
+        metrics: metrics.clone(),
+        progress: Arc::new(Progress::default()),
+        options: config.pipeline.clone(),
+        commit: config.tables.commit.clone(),
+        retry: config.media.retry,
+        fetch_concurrency: config.media.concurrency,
+        inference_window: config.engine.queue,
+        grace: config.run.grace,
+    })
+}
+
+/// Opens the tables, waiting for a store that is down.
+async fn open(sink: &DeltaSink, config: &Config) -> Result<()> {
+    let mut backoff = Backoff::new(config.tables.retry);
+    loop {
+        match sink.open().await {
+            Err(error) if error.blame() == Blame::World => {
+                tracing::warn!(%error, "tables cannot be opened for now");
+                backoff.wait(None).await;
+            }
+            result => return Ok(result?),
+        }
+    }
+}
+
+/// Runs all pipelines; when one fails the others drain, and the first failure is the result.
+async fn run_all(
+    all_parts: &[Parts],
+    run: Run,
+    stop: &CancellationToken,
+    health: &Health,
+    engine: &Engine,
+) -> Result<()> {
+    let mut pipelines = JoinSet::new();
+    for parts in all_parts {
+        let (parts, stop) = (parts.clone(), stop.clone());
+        let job = parts.job.name.clone();
+        pipelines.spawn(async move { pipeline::run(parts, run.mode, stop).await.with_context(|| format!("job {job}")) });
+    }
+    let mut line = ProgressLine::new(run.progress_line, all_parts);
+    let mut tick = tokio::time::interval(Duration::from_millis(250));
+    let mut first_failure = None;
+    loop {
+        tokio::select! {
+            ended = pipelines.join_next() => match ended {
+                None => break,
+                Some(Ok(Ok(()))) => {}
+                Some(Ok(Err(error))) => { first_failure.get_or_insert(error); stop.cancel(); }
+                Some(Err(panic)) => { first_failure.get_or_insert(panic.into()); stop.cancel(); }
+            },
+            () = stop.cancelled(), if health.is_ready() => health.set_ready(false),
+            _ = tick.tick() => {
+                if !engine.is_alive() {
+                    health.set_dead("the device thread has ended");
+                }
+                line.draw();
+            }
+        }
+    }
+    line.finish();
+    first_failure.map_or(Ok(()), Err)
+}

@@ -1,0 +1,86 @@
+//! `assay query`: opens the tables of the configured jobs and answers in the format that was asked for.
+
+use std::fs::File;
+use std::io::{BufWriter, IsTerminal, Write};
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail};
+
+use crate::config::Config;
+use crate::job::JobCatalog;
+use crate::query::{Format, JobTables, QuerySession, prompt};
+use crate::sink::register_stores;
+
+/// What `assay query` was asked to do.
+#[derive(Debug, Clone)]
+pub struct QueryOptions {
+    /// None: ask at a prompt.
+    pub sql: Option<String>,
+    pub format: Format,
+    pub output: Option<PathBuf>,
+}
+
+/// Answers one query, or those typed at the prompt.
+pub async fn run(config: &Config, job: Option<&str>, options: QueryOptions) -> Result<()> {
+    let session = open(config, job)?;
+    let Some(sql) = &options.sql else {
+        if options.output.is_some() {
+            bail!("--output needs a query; at the prompt there is none yet");
+        }
+        return Ok(prompt(&session, options.format, history_file()).await?);
+    };
+    match &options.output {
+        Some(path) => {
+            // Run first: a query that is wrong must not empty a file.
+            let answer = session.stream(sql).await?;
+            let file = File::create(path).with_context(|| path.display().to_string())?;
+            let mut writer = BufWriter::new(file);
+            options.format.write(answer, &mut writer).await?;
+            writer.flush().with_context(|| path.display().to_string())
+        }
+        None if options.format == Format::Parquet && std::io::stdout().is_terminal() => {
+            bail!("a Parquet file is not for a terminal; add --output FILE")
+        }
+        None => {
+            let answer = session.stream(sql).await?;
+            let mut output = BufWriter::new(std::io::stdout().lock());
+            options.format.write(answer, &mut output).await?;
+            Ok(output.flush()?)
+        }
+    }
+}
+
+/// Prints the answer of one query as a table on standard output.
+pub async fn print_table(config: &Config, sql: &str) -> Result<()> {
+    let options = QueryOptions { sql: Some(sql.to_owned()), format: Format::Table, output: None };
+    run(config, None, options).await
+}
+
+/// Whether a person looks at standard error.
+pub fn is_terminal() -> bool {
+    std::io::stderr().is_terminal()
+}
+
+fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
+    register_stores();
+    let catalog = JobCatalog::load(&config.jobs).map_err(crate::check::problems_error)?;
+    if let Some(name) = job {
+        catalog.get(name)?;
+    }
+    let base = config.tables.url.trim_end_matches('/');
+    let tables: Vec<_> = catalog
+        .jobs()
+        .map(|job| JobTables {
+            job: job.name.clone(),
+            url: format!("{base}/{}", job.name),
+            options: config.tables.options.clone(),
+        })
+        .collect();
+    Ok(QuerySession::open(&tables, job)?)
+}
+
+fn history_file() -> Option<PathBuf> {
+    let folder = crate::config::data_folder()?;
+    std::fs::create_dir_all(&folder).ok()?;
+    Some(folder.join("query-history"))
+}

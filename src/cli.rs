@@ -1,0 +1,322 @@
+//! The command line: verbs, flags and exit codes. Scripts rely on them.
+//!
+//! Results go to standard output, everything else to standard error. No verb does its work here; each is one call into the
+//! house.
+
+use std::io::IsTerminal;
+use std::path::PathBuf;
+use std::process::ExitCode;
+
+use anyhow::Result;
+use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
+use tokio_util::sync::CancellationToken;
+
+use crate::app;
+use crate::ask;
+use crate::bench;
+use crate::check;
+use crate::config::Config;
+use crate::demo;
+use crate::engine::InferenceError;
+use crate::pipeline::{Mode, PipelineError};
+use crate::query;
+use crate::submit;
+use crate::telemetry::{self, LogFormat};
+use crate::upkeep;
+
+/// Distinct exit codes, so that a supervisor can tell what happened.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Exit {
+    Success = 0,
+    /// Anything without a code of its own.
+    Failure = 1,
+    /// The command line, the configuration or a job is wrong. Also what clap uses.
+    Usage = 2,
+    /// The device thread died; replace the process.
+    DeviceDead = 3,
+    /// The source cannot go on: topic missing, not authorised.
+    Source = 4,
+    /// The tables cannot be written: another schema, wrong settings.
+    Tables = 5,
+    /// The grace ended before everything was written; the next worker goes on.
+    DrainIncomplete = 6,
+}
+
+const EXIT_CODES: &str = "Exit codes: 0 done, 1 other failure, 2 wrong command line, configuration or job, 3 device thread \
+died, 4 source cannot go on, 5 tables cannot be written, 6 grace ended before everything was written.";
+
+/// Annotates and embeds product and ad assets from Kafka into Delta tables, exactly once.
+#[derive(Debug, Parser)]
+#[command(name = "assay", version, about, after_help = EXIT_CODES)]
+struct Cli {
+    /// Configuration file; without it ./assay.toml or ./config.toml, if there is one.
+    #[arg(long, global = true, value_name = "FILE")]
+    config: Option<PathBuf>,
+    /// What to log, as tracing filters.
+    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
+    log: String,
+    #[command(subcommand)]
+    verb: Verb,
+}
+
+#[derive(Debug, Subcommand)]
+enum Verb {
+    /// Run the whole way once on this machine: broker, catalogue, model, tables, SQL.
+    #[command(after_help = "Example: assay demo --dir my-demo --assets 500 --seed 7")]
+    Demo(DemoArgs),
+    /// Check configuration, jobs and schemas together, without network.
+    #[command(after_help = "Example: assay check --config config.toml")]
+    Check,
+    /// Work on the topics of one or more jobs.
+    #[command(after_help = "Example: assay run --job product-embedding --once --config config.toml")]
+    Run(RunArgs),
+    /// Enqueue assets from JSON lines, CSV or folders of pictures.
+    #[command(after_help = "Example: assay submit --topic products catalogue.jsonl more.csv pictures/")]
+    Submit(SubmitArgs),
+    /// Ask the tables in SQL; without a query, at a prompt.
+    #[command(after_help = "Example: assay query --format csv \"SELECT reason, count(*) FROM rejections GROUP BY reason\"")]
+    Query(QueryArgs),
+    /// Compact, checkpoint and vacuum the tables of the jobs.
+    #[command(after_help = "Example: assay upkeep --job product-embedding")]
+    Upkeep(JobsArgs),
+    /// Measure this machine.
+    #[command(after_help = "Example: assay bench pipeline --assets 100000")]
+    Bench {
+        #[command(subcommand)]
+        what: BenchVerb,
+    },
+    /// Print a completion script for a shell.
+    #[command(after_help = "Example: assay completions bash > /etc/bash_completion.d/assay")]
+    Completions { shell: clap_complete::Shell },
+}
+
+#[derive(Debug, Args)]
+struct DemoArgs {
+    /// Where everything of the run goes; must be new or empty.
+    #[arg(long, value_name = "DIR", default_value = "assay-demo")]
+    dir: PathBuf,
+    /// How many products and ads to draw.
+    #[arg(long, default_value_t = 400)]
+    assets: usize,
+    /// The same seed draws the same catalogue.
+    #[arg(long, default_value_t = 1)]
+    seed: u64,
+}
+
+#[derive(Debug, Args)]
+struct JobsArgs {
+    /// A job's name; may be given several times. Without it, all jobs.
+    #[arg(long = "job", value_name = "NAME")]
+    jobs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct RunArgs {
+    /// A job's name; may be given several times.
+    #[arg(long = "job", value_name = "NAME", required = true, num_args = 1..)]
+    jobs: Vec<String>,
+    /// End with exit code 0 when everything that was in the topics at the start is committed.
+    #[arg(long)]
+    once: bool,
+}
+
+#[derive(Debug, Args)]
+struct SubmitArgs {
+    /// The topic to enqueue to.
+    #[arg(long)]
+    topic: String,
+    /// What the assets are; without it, what the jobs on this topic read, else products.
+    #[arg(long, value_enum)]
+    kind: Option<KindArg>,
+    /// Send messages that break their schema, too.
+    #[arg(long)]
+    no_validate: bool,
+    /// .jsonl files, .csv files, or folders of pictures.
+    #[arg(required = true, value_name = "PATH")]
+    paths: Vec<PathBuf>,
+}
+
+#[derive(Debug, Clone, Copy, ValueEnum)]
+enum KindArg {
+    Product,
+    Ad,
+}
+
+#[derive(Debug, Args)]
+struct QueryArgs {
+    /// The query; without it, a prompt.
+    sql: Option<String>,
+    #[arg(long, value_enum, default_value_t = FormatArg::Table)]
+    format: FormatArg,
+    /// Write to this file instead of standard output.
+    #[arg(long, value_name = "FILE")]
+    output: Option<PathBuf>,
+    /// The job whose tables are meant by bare names; not needed when there is one job.
+    #[arg(long, value_name = "NAME")]
+    job: Option<String>,
+}
+
+#[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
+enum FormatArg {
+    Table,
+    Json,
+    Csv,
+    Parquet,
+}
+
+#[derive(Debug, Subcommand)]
+enum BenchVerb {
+    /// Pipeline overhead: a stand-in for inference answers at once.
+    Pipeline(bench::PipelineArgs),
+}
+
+/// Parses the command line, runs the verb and says with which code to exit.
+pub fn main() -> ExitCode {
+    let cli = Cli::parse();
+    let format = if std::io::stderr().is_terminal() { LogFormat::Pretty } else { LogFormat::Json };
+    if let Err(error) = telemetry::init(format, &cli.log) {
+        eprintln!("assay: {error}");
+        return ExitCode::from(Exit::Usage as u8);
+    }
+    let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+    let result = match runtime {
+        Ok(runtime) => {
+            let result = runtime.block_on(dispatch(cli));
+            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            result
+        }
+        Err(error) => Err(error.into()),
+    };
+    match result {
+        Ok(()) => ExitCode::from(Exit::Success as u8),
+        Err(error) => {
+            eprintln!("assay: {error:#}");
+            ExitCode::from(exit_for(&error) as u8)
+        }
+    }
+}
+
+async fn dispatch(cli: Cli) -> Result<()> {
+    let path = cli.config.as_deref();
+    let load = || Config::load(path).map_err(check::problems_error);
+    match cli.verb {
+        Verb::Demo(args) => {
+            let options = demo::DemoOptions { dir: args.dir, assets: args.assets, seed: args.seed };
+            demo::run(options, on_signal()).await
+        }
+        Verb::Check => check_command(path),
+        Verb::Run(args) => run_command(&load()?, args).await,
+        Verb::Submit(args) => {
+            let options = submit::SubmitOptions {
+                topic: args.topic,
+                kind: args.kind.map(KindArg::into_domain),
+                validate: !args.no_validate,
+                paths: args.paths,
+            };
+            submit::run(&load()?, options).await
+        }
+        Verb::Query(args) => {
+            let options = ask::QueryOptions { sql: args.sql, format: args.format.into_query(), output: args.output };
+            ask::run(&load()?, args.job.as_deref(), options).await
+        }
+        Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
+        Verb::Bench { what: BenchVerb::Pipeline(args) } => bench::pipeline(args).await,
+        Verb::Completions { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
+            Ok(())
+        }
+    }
+}
+
+fn check_command(path: Option<&std::path::Path>) -> Result<()> {
+    let report = check::check(path).map_err(check::problems_error)?;
+    println!("{report}");
+    Ok(())
+}
+
+async fn run_command(config: &Config, args: RunArgs) -> Result<()> {
+    let mode = if args.once { Mode::Once } else { Mode::Continuous };
+    let progress_line = std::io::stderr().is_terminal();
+    let run = app::Run { jobs: args.jobs, mode, serve: true, progress_line };
+    for (job, done) in app::run(config, run, on_signal()).await? {
+        let (annotated, removed, rejected) = (done.annotated, done.removed, done.rejected);
+        tracing::info!(job, annotated, removed, rejected, "done");
+    }
+    Ok(())
+}
+
+/// Cancelled by SIGTERM or Ctrl-C; a second one ends the process at once, which the offsets make safe.
+fn on_signal() -> CancellationToken {
+    let token = CancellationToken::new();
+    let cancel = token.clone();
+    tokio::spawn(async move {
+        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
+            .expect("signal handlers can be installed");
+        tokio::select! {
+            _ = terminate.recv() => {}
+            _ = tokio::signal::ctrl_c() => {}
+        }
+        cancel.cancel();
+    });
+    token
+}
+
+fn exit_for(error: &anyhow::Error) -> Exit {
+    if error.downcast_ref::<check::Problems>().is_some() {
+        return Exit::Usage;
+    }
+    match error.downcast_ref::<PipelineError>() {
+        Some(PipelineError::Inference(InferenceError::Dead { .. })) => Exit::DeviceDead,
+        Some(PipelineError::Source(_)) => Exit::Source,
+        Some(PipelineError::Sink(_)) => Exit::Tables,
+        Some(PipelineError::DrainIncomplete { .. }) => Exit::DrainIncomplete,
+        _ => Exit::Failure,
+    }
+}
+
+impl KindArg {
+    fn into_domain(self) -> crate::domain::AssetKind {
+        match self {
+            Self::Product => crate::domain::AssetKind::Product,
+            Self::Ad => crate::domain::AssetKind::Ad,
+        }
+    }
+}
+
+impl FormatArg {
+    fn into_query(self) -> query::Format {
+        match self {
+            Self::Table => query::Format::Table,
+            Self::Json => query::Format::Json,
+            Self::Csv => query::Format::Csv,
+            Self::Parquet => query::Format::Parquet,
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use anyhow::Context;
+
+    use super::*;
+
+    #[test]
+    fn the_command_line_is_well_formed_and_every_verb_has_an_example() {
+        let command = Cli::command();
+        command.clone().debug_assert();
+        for verb in command.get_subcommands() {
+            let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
+            assert!(help.contains("Example: assay "), "{} has no example", verb.get_name());
+        }
+    }
+
+    #[test]
+    fn exit_codes_are_found_under_any_context() {
+        let dead = PipelineError::from(InferenceError::Dead { detail: "out of memory".to_owned() });
+        let error = Err::<(), _>(dead).context("job a").unwrap_err();
+        assert_eq!(exit_for(&error), Exit::DeviceDead);
+        assert_eq!(exit_for(&anyhow::anyhow!("else")), Exit::Failure);
+        let drain = Err::<(), _>(PipelineError::DrainIncomplete { open: 3 }).context("job b").unwrap_err();
+        assert_eq!(exit_for(&drain), Exit::DrainIncomplete);
+    }
+}

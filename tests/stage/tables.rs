@@ -1,0 +1,49 @@
+//! Reads back what a run left in its tables, through the SQL that users have.
+
+use std::collections::BTreeMap;
+
+use assay::query::{JobTables, QuerySession};
+use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
+use datafusion::arrow::datatypes::Int64Type;
+use datafusion::arrow::util::display::array_value_to_string;
+
+/// Topic, partition and offset of a row.
+pub type Place = (String, i32, i64);
+
+/// The result of a query as text cells.
+pub async fn ask(base: &str, job: &str, sql: &str) -> Vec<Vec<String>> {
+    let url = format!("{base}/{job}");
+    let tables = [JobTables { job: job.to_owned(), url, options: BTreeMap::new() }];
+    let session = QuerySession::open(&tables, Some(job)).await.expect("tables open");
+    let batches = session.collect(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    batches.iter().flat_map(rows).collect()
+}
+
+fn rows(batch: &RecordBatch) -> Vec<Vec<String>> {
+    let cell = |column: &ArrayRef, row| {
+        if column.is_null(row) { "NULL".to_owned() } else { array_value_to_string(column, row).expect("displays") }
+    };
+    (0..batch.num_rows()).map(|row| batch.columns().iter().map(|column| cell(column, row)).collect()).collect()
+}
+
+/// The single number that a query answers with.
+pub async fn count(base: &str, job: &str, sql: &str) -> i64 {
+    let url = format!("{base}/{job}");
+    let tables = [JobTables { job: job.to_owned(), url, options: BTreeMap::new() }];
+    let session = QuerySession::open(&tables, Some(job)).await.expect("tables open");
+    let batches = session.collect(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    batches[0].column(0).as_primitive::<Int64Type>().value(0)
+}
+
+/// Where every row of both tables came from, sorted; a doubled row stands there twice.
+pub async fn places(base: &str, job: &str) -> Vec<Place> {
+    let mut places = Vec::new();
+    for table in ["results", "rejections"] {
+        let sql = format!("SELECT topic, partition, \"offset\" FROM {table}");
+        for row in ask(base, job, &sql).await {
+            places.push((row[0].clone(), row[1].parse().unwrap(), row[2].parse().unwrap()));
+        }
+    }
+    places.sort();
+    places
+}
