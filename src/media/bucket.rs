@@ -81,7 +81,7 @@ impl Buckets {
 
 fn not_answered(url: &str, error: &object_store::Error) -> MediaError {
     match find::<Refusal>(error) {
-        Some(refusal) => refusal.clone().from_bucket(url),
+        Some(refusal) => refusal.clone().meaning_from_bucket(url),
         None => MediaError::Unavailable { url: url.to_owned(), detail: in_words(error), retry_after: None },
     }
 }

@@ -27,7 +27,7 @@ pub struct Refusal {
 
 impl Refusal {
     /// The meaning of an answer by a web host.
-    pub fn from_web(self, url: &str) -> MediaError {
+    pub fn meaning_from_web(self, url: &str) -> MediaError {
         let url = url.to_owned();
         match self.status {
             404 | 410 => MediaError::NotFound { url },
@@ -42,7 +42,7 @@ impl Refusal {
     }
 
     /// The meaning of an answer by an object store.
-    pub fn from_bucket(self, url: &str) -> MediaError {
+    pub fn meaning_from_bucket(self, url: &str) -> MediaError {
         let url = url.to_owned();
         let says = |code: &str| self.body.contains(code);
         match self.status {
@@ -148,7 +148,7 @@ mod tests {
             (500, "media_unavailable", Blame::World),
             (503, "media_unavailable", Blame::World),
         ] {
-            let error = refusal(status, "").from_web("https://a/b");
+            let error = refusal(status, "").meaning_from_web("https://a/b");
             assert_eq!((error.reason(), error.blame()), (reason, blame), "{status}");
         }
     }
@@ -166,16 +166,16 @@ mod tests {
             (409, "<Code>BlobArchived</Code>", "media_refused"),
             (503, "<Code>SlowDown</Code>", "media_unavailable"),
         ] {
-            assert_eq!(refusal(status, body).from_bucket("s3://a/b").reason(), reason, "{status} {body}");
+            assert_eq!(refusal(status, body).meaning_from_bucket("s3://a/b").reason(), reason, "{status} {body}");
         }
-        let text = refusal(403, "<Error><Code>AccessDenied</Code></Error>").from_bucket("s3://a/b").to_string();
+        let text = refusal(403, "<Error><Code>AccessDenied</Code></Error>").meaning_from_bucket("s3://a/b").to_string();
         assert!(text.contains("AccessDenied") && text.contains("credentials"), "{text}");
     }
 
     #[test]
     fn a_redirect_names_its_target_without_the_query() {
         let refusal = Refusal { location: Some("https://other/x?signature=1".to_owned()), ..refusal(302, "") };
-        let text = refusal.from_web("https://a/b").to_string();
+        let text = refusal.meaning_from_web("https://a/b").to_string();
         assert!(text.contains("https://other/x") && !text.contains("signature"), "{text}");
     }
 

@@ -50,7 +50,7 @@ impl Web {
             }
         };
         if !response.status().is_success() {
-            return Err(refusal(&response).from_web(url));
+            return Err(refusal(&response).meaning_from_web(url));
         }
         let announced = response.content_length();
         let chunks = futures::stream::try_unfold(response, |mut response| async move {
