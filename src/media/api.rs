@@ -55,6 +55,9 @@ pub enum MediaError {
     NotFound { url: String },
     #[error("{url:?} has more than {limit} bytes; raise limits.bytes of the job or shrink the file")]
     TooLarge { url: String, limit: u64 },
+    /// There is something, but it will not be handed out: an expired signature, an archived object, a folder.
+    #[error("{url:?} is refused: {detail}")]
+    Refused { url: String, detail: String },
     #[error("not a picture that can be decoded: {detail}")]
     Undecodable { detail: String },
     #[error("picture is too big: {detail}")]
@@ -82,6 +85,7 @@ impl MediaError {
             Self::Forbidden { .. } => "media_forbidden",
             Self::NotFound { .. } => "media_not_found",
             Self::TooLarge { .. } => "media_too_large",
+            Self::Refused { .. } => "media_refused",
             Self::Undecodable { .. } => "picture_undecodable",
             Self::OverLimits { .. } => "picture_over_limits",
             Self::Stalled { .. } => "media_stalled",
