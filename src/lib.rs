@@ -3,6 +3,7 @@
 //!
 //! Start reading at `pipeline::wiring`, then the four `api.rs`: source, media, engine and sink.
 
+pub mod demo;
 pub mod domain;
 pub mod engine;
 pub mod job;

@@ -1,0 +1,261 @@
+//! Writes a catalogue to a folder: pictures, labels, and one JSON-lines file for each partition of two topics.
+//!
+//! A line is an envelope `{"key", "value", "headers", "timestamp"}` with the message, or null, as its value. Records of
+//! one key always lie in one partition, in the order in which they were made.
+
+use std::fs::{self, File};
+use std::io::{self, BufWriter, Write};
+use std::path::{Path, PathBuf};
+use std::thread;
+
+use serde_json::{Value, json};
+use url::Url;
+
+use crate::domain::{AssetKind, Content};
+
+use super::catalogue::{Catalogue, Item};
+use super::draw::Picture;
+use super::faults::faults;
+
+const PARTITIONS: usize = 4;
+
+/// What [`Catalogue::write`] has written, and where.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Written {
+    /// Folder of the pictures.
+    pub media: PathBuf,
+    /// One [`super::Truth`] a line, in the order of the items.
+    pub labels: PathBuf,
+    /// Folder of the topic of products: `0.jsonl` to `3.jsonl`.
+    pub products: PathBuf,
+    /// Folder of the topic of ads: `0.jsonl` to `3.jsonl`.
+    pub ads: PathBuf,
+    /// Records of both topics, faults, updates and tombstones included.
+    pub records: usize,
+    pub pictures: usize,
+}
+
+/// One record of a topic.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Record {
+    pub kind: AssetKind,
+    pub key: String,
+    /// Null for a tombstone.
+    pub value: Value,
+    /// Milliseconds since the Unix epoch (UTC).
+    pub timestamp: i64,
+}
+
+impl Catalogue {
+    /// Writes `media/`, `labels.jsonl`, `topics/products/{0..3}.jsonl` and `topics/ads/{0..3}.jsonl` under `directory`,
+    /// which is made when it does not exist; files of an earlier catalogue of the same names are replaced.
+    ///
+    /// # Errors
+    /// Whatever the file system says, with the path it concerns.
+    pub fn write(&self, directory: &Path) -> io::Result<Written> {
+        let media = directory.join("media");
+        make(&media)?;
+        let media = fs::canonicalize(&media).map_err(|error| at(&media, error))?;
+        let base = Url::from_directory_path(&media).map_err(|()| at(&media, io::ErrorKind::InvalidInput.into()))?;
+        let place = |name: &str| base.join(name).map_or_else(|_| format!("{base}{name}"), String::from);
+
+        let pictures: Vec<&Picture> = self.items.iter().flat_map(|item| &item.pictures).collect();
+        draw_all(&pictures, &media)?;
+        let mut records: Vec<Record> = self.items.iter().map(|item| record(item, &place)).collect();
+        let mut extra_pictures = 0;
+        if self.faults {
+            let faults = faults(self, &place);
+            extra_pictures = faults.pictures.len();
+            for (name, bytes) in &faults.pictures {
+                write_file(&media.join(name), bytes)?;
+            }
+            records.extend(faults.records);
+        }
+        let labels = directory.join("labels.jsonl");
+        write_lines(&labels, self.items.iter().map(|item| json!(item.truth)))?;
+        let products = write_topic(&records, AssetKind::Product, &directory.join("topics/products"))?;
+        let ads = write_topic(&records, AssetKind::Ad, &directory.join("topics/ads"))?;
+        Ok(Written { media, labels, products, ads, records: records.len(), pictures: pictures.len() + extra_pictures })
+    }
+}
+
+fn record(item: &Item, place: &dyn Fn(&str) -> String) -> Record {
+    let timestamp = item.event_time * 1000;
+    Record { kind: item.kind(), key: item.id.clone(), value: message(item, place), timestamp }
+}
+
+/// The message of an item, with no field that the schemas do not know.
+pub(super) fn message(item: &Item, place: &dyn Fn(&str) -> String) -> Value {
+    let media: Vec<Value> =
+        item.pictures.iter().map(|picture| json!({ "url": place(&picture.name), "role": picture.role })).collect();
+    let mut message = match &item.content {
+        Content::Product(product) => json!(product),
+        Content::Ad(ad) => json!(ad),
+    };
+    message["id"] = json!(item.id);
+    message["media"] = Value::Array(media);
+    message["event_time"] = json!(rfc3339(item.event_time));
+    message
+}
+
+/// Seconds since the Unix epoch as `2026-03-01T08:00:00Z`, by Howard Hinnant's days-to-civil algorithm.
+pub(super) fn rfc3339(seconds: i64) -> String {
+    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
+    let shifted = days + 719_468;
+    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
+    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
+    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
+    let month_from_march = (5 * day_of_year + 2) / 153;
+    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
+    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
+    let year = year_of_era + era * 400 + i64::from(month <= 2);
+    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
+    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
+}
+
+/// FNV-1a, because the standard hasher may change with a compiler.
+fn partition(key: &str) -> usize {
+    let hash = key
+        .bytes()
+        .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
+    (hash % PARTITIONS as u64) as usize
+}
+
+fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result<PathBuf> {
+    make(folder)?;
+    for number in 0..PARTITIONS {
+        let mine = records.iter().filter(|record| record.kind == kind && partition(&record.key) == number);
+        let lines = mine.map(|record| {
+            let Record { key, value, timestamp, .. } = record;
+            json!({ "key": key, "value": value, "headers": { "source": "demo" }, "timestamp": timestamp })
+        });
+        write_lines(&folder.join(format!("{number}.jsonl")), lines)?;
+    }
+    Ok(folder.to_owned())
+}
+
+fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) -> io::Result<()> {
+    let write = || -> io::Result<()> {
+        let mut file = BufWriter::new(File::create(path)?);
+        for line in lines {
+            writeln!(file, "{line}")?;
+        }
+        file.flush()
+    };
+    write().map_err(|error| at(path, error))
+}
+
+/// Drawing is pure arithmetic, so every core takes a share.
+fn draw_all(pictures: &[&Picture], folder: &Path) -> io::Result<()> {
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let share = pictures.len().div_ceil(threads).max(1);
+    thread::scope(|scope| {
+        let workers: Vec<_> = pictures
+            .chunks(share)
+            .map(|share| {
+                scope.spawn(|| {
+                    share.iter().try_for_each(|picture| write_file(&folder.join(&picture.name), &picture.encode()))
+                })
+            })
+            .collect();
+        workers.into_iter().try_for_each(|worker| match worker.join() {
+            Ok(written) => written,
+            Err(panic) => std::panic::resume_unwind(panic),
+        })
+    })
+}
+
+fn make(folder: &Path) -> io::Result<()> {
+    fs::create_dir_all(folder).map_err(|error| at(folder, error))
+}
+
+fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+    fs::write(path, bytes).map_err(|error| at(path, error))
+}
+
+fn at(path: &Path, error: io::Error) -> io::Error {
+    io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    fn lines(folder: &Path) -> Vec<Value> {
+        let paths = (0..PARTITIONS).map(|number| folder.join(format!("{number}.jsonl")));
+        let text: String = paths.map(|path| fs::read_to_string(path).unwrap()).collect();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn fields(value: &Value) -> BTreeSet<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn every_record_is_an_envelope_whose_media_exist() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = Catalogue::generate(5, 40).write(folder.path()).unwrap();
+        let records = [lines(&written.products), lines(&written.ads)].concat();
+        assert_eq!((records.len(), written.records), (40, 40));
+        for record in &records {
+            assert_eq!(fields(record), BTreeSet::from(["key", "value", "headers", "timestamp"]));
+            assert_eq!(record["key"], record["value"]["id"]);
+            for medium in record["value"]["media"].as_array().unwrap() {
+                let url = Url::parse(medium["url"].as_str().unwrap()).unwrap();
+                assert!(url.to_file_path().unwrap().is_file(), "{url}");
+            }
+        }
+        assert_eq!(fs::read_to_string(&written.labels).unwrap().lines().count(), 40);
+    }
+
+    #[test]
+    fn messages_hold_the_fields_of_their_kind_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = Catalogue::generate(5, 40).write(folder.path()).unwrap();
+        let product = [
+            "id",
+            "title",
+            "description",
+            "attributes",
+            "candidate_categories",
+            "media",
+            "locale",
+            "price",
+            "event_time",
+        ];
+        let ad = ["id", "headline", "body", "call_to_action", "landing_page", "media", "event_time"];
+        assert!(lines(&written.products).iter().all(|record| fields(&record["value"]) == BTreeSet::from(product)));
+        assert!(lines(&written.ads).iter().all(|record| fields(&record["value"]) == BTreeSet::from(ad)));
+    }
+
+    #[test]
+    fn faults_come_on_top_and_keep_the_records_of_a_key_in_one_partition() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalogue = Catalogue::generate(5, 12).with_faults();
+        let written = catalogue.write(folder.path()).unwrap();
+        assert_eq!(written.records, 12 + 7);
+        let key = &catalogue.items[0].id;
+        let home = if catalogue.items[0].kind() == AssetKind::Product { &written.products } else { &written.ads };
+        let file = fs::read_to_string(home.join(format!("{}.jsonl", partition(key)))).unwrap();
+        assert_eq!(file.lines().filter(|line| line.contains(&format!("\"key\":\"{key}\""))).count(), 3);
+    }
+
+    #[test]
+    fn a_folder_that_cannot_be_made_is_named() {
+        let folder = tempfile::tempdir().unwrap();
+        let blocked = folder.path().join("file");
+        fs::write(&blocked, "x").unwrap();
+        let error = Catalogue::generate(5, 1).write(&blocked).unwrap_err();
+        assert!(error.to_string().contains("file/media"), "{error}");
+    }
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_772_352_000), "2026-03-01T08:00:00Z");
+        assert_eq!(rfc3339(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
+    }
+}

@@ -1,0 +1,17 @@
+//! A catalogue of invented products and advertisements with drawn pictures, for `assay demo` and for training its model.
+//!
+//! This room knows nothing of Kafka, tables or models; it writes files. The same seed gives the same catalogue, and an
+//! asset does not depend on how many others there are.
+
+mod catalogue;
+mod draw;
+mod faults;
+mod files;
+mod silhouette;
+mod taxonomy;
+mod wording;
+
+pub use catalogue::{Catalogue, Item, Truth};
+pub use draw::{Encoding, Picture, Scene};
+pub use files::Written;
+pub use taxonomy::{Category, categories};
