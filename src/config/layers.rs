@@ -38,15 +38,26 @@ impl Origins {
 
     /// A complaint about a key: names the variable that set it, else the file and line, else the defaults.
     pub(super) fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
-        let inside =
-            |outer: &str| key.strip_prefix(outer).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']));
-        let (file, line) = match (self.variables.iter().find(|(outer, _)| inside(outer)), &self.file) {
-            (Some((_, variable)), _) => (PathBuf::from(format!("environment variable {variable}")), None),
+        let (file, line) = match (self.variable(key), &self.file) {
+            (Some(variable), _) => (PathBuf::from(format!("environment variable {variable}")), None),
             (None, Some(file)) => (file.clone(), self.lines.line(key)),
             (None, None) => (PathBuf::from("built-in configuration"), None),
         };
         Problem { file, line, key: key.to_owned(), message: message.into() }
     }
+
+    /// The variable that set the key or what lies around it; of a key that the file does not mention, also one that set
+    /// something inside it.
+    fn variable(&self, key: &str) -> Option<&str> {
+        let is_in_file = self.lines.contains(key);
+        let mut variables = self.variables.iter();
+        let found = variables.find(|(set, _)| is_inside(key, set) || (!is_in_file && is_inside(set, key)));
+        found.map(|(_, variable)| variable.as_str())
+    }
+}
+
+fn is_inside(key: &str, section: &str) -> bool {
+    key.strip_prefix(section).is_some_and(|rest| rest.is_empty() || rest.starts_with(['.', '[']))
 }
 
 /// The merged values, and what was found wrong with them so far.
@@ -203,12 +214,38 @@ fn in_words(key: &str, kind: &Kind) -> String {
         }
         _ if is_opaque => "must be a text in quotes".to_owned(),
         Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
-            format!("is {found}; it must be {wanted}")
+            format!("is {}; it must be {}", found_in_words(found), wanted_in_words(wanted))
         }
         Kind::UnknownVariant(found, known) => {
             format!("is {found:?}; it must be one of {}", known.join(", "))
         }
         other => format!("cannot be used: {other}"),
+    }
+}
+
+fn found_in_words(found: &Actual) -> String {
+    match found {
+        Actual::Bool(value) => value.to_string(),
+        Actual::Unsigned(number) => number.to_string(),
+        Actual::Signed(number) => number.to_string(),
+        Actual::Float(number) => number.to_string(),
+        Actual::Str(text) => format!("the text {text:?}"),
+        Actual::Seq => "a list".to_owned(),
+        Actual::Map => "a section".to_owned(),
+        other => other.to_string(),
+    }
+}
+
+/// Serde names Rust's types, which whoever writes a configuration need not know.
+fn wanted_in_words(wanted: &str) -> &str {
+    match wanted {
+        "a string" => "a text in quotes",
+        "a sequence" => "a list",
+        "a map" => "a section",
+        "usize" | "u16" | "u32" | "u64" => "a whole number, not negative",
+        "path string" => "a path in quotes",
+        other if other.starts_with("struct ") => "a section",
+        other => other,
     }
 }
 
