@@ -1,7 +1,7 @@
 //! `assay check`: configuration, jobs and schemas together, without network and without loading a model.
 //!
-//! It knows what must fit between configuration and jobs. Invariant: every problem that can be found is told, not only the
-//! first; what passes here fails later only for reasons that lie outside these files.
+//! It knows what must fit between configuration and jobs. Invariant: every problem that can be found is told, not only
+//! the first; what passes here fails later only for reasons that lie outside these files.
 
 use std::fmt;
 use std::path::{Path, PathBuf};
@@ -30,7 +30,29 @@ impl fmt::Display for CheckReport {
     }
 }
 
-/// Checks everything that can be checked on this machine alone. Mistakes in the configuration do not hide those in jobs.
+/// All problems as one error, a line each.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Problems(pub Vec<Problem>);
+
+impl fmt::Display for Problems {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        for (index, problem) in self.0.iter().enumerate() {
+            let separator = if index == 0 { "" } else { "\n" };
+            write!(f, "{separator}{problem}")?;
+        }
+        Ok(())
+    }
+}
+
+impl std::error::Error for Problems {}
+
+/// For `map_err` in front of a question mark.
+pub fn problems_error(problems: Vec<Problem>) -> Problems {
+    Problems(problems)
+}
+
+/// Checks everything that can be checked on this machine alone. Mistakes in the configuration do not hide those in
+/// jobs.
 pub fn check(config_path: Option<&Path>) -> Result<CheckReport, Vec<Problem>> {
     let (jobs, config) = Config::load_with_jobs(config_path);
     let catalog = jobs.map(|folder| JobCatalog::load(&folder));
@@ -268,7 +290,7 @@ mod tests {
     fn a_mistake_prints_as_file_line_key_and_message() {
         let house = House::new();
         house.write("assay.toml", "[media]\nalow = []\n[models.demo]\npath = \"demo\"\n");
-        let problem = house.check().unwrap_err().remove(0).to_string();
-        assert!(problem.contains("assay.toml:2: media.alow: is not a key that is known here; did you mean `allow`?"));
+        let problems = problems_error(house.check().unwrap_err()).to_string();
+        assert!(problems.ends_with("assay.toml:2: media.alow: is not a key that is known here; did you mean `allow`?"));
     }
 }

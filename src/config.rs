@@ -1,7 +1,8 @@
 //! The whole configuration: one section per room, each with the room's own Options.
 //!
-//! This is the only place that reads the environment. It knows the names of the sections and rules between keys; what a key
-//! means is for its room to say. Invariant: a [`Config`] has passed every check that needs neither network nor job files.
+//! This is the only place that reads the environment. It knows the names of the sections and rules between keys; what a
+//! key means is for its room to say. Invariant: a [`Config`] has passed every check that needs neither network nor job
+//! files.
 
 mod layers;
 
@@ -99,7 +100,8 @@ impl Config {
         self.origins.file()
     }
 
-    /// A complaint about a key such as `tables.partition_by[0]`, naming the file and line, or the variable, that set it.
+    /// A complaint about a key such as `tables.partition_by[0]`, naming the file and line, or the variable, that set
+    /// it.
     pub fn problem(&self, key: &str, message: impl Into<String>) -> Problem {
         self.origins.problem(key, message)
     }
@@ -327,7 +329,7 @@ mod tests {
     }
 
     /// A file, and the line, key and words of the one complaint about it.
-    const WRONG: [(&str, usize, &str, &str); 25] = [
+    const WRONG: [(&str, usize, &str, &str); 26] = [
         ("jobs = 3\n", 1, "jobs", "it must be"),
         ("[medium]\n", 1, "medium", "did you mean `media`?"),
         ("job = \"x\"\n", 1, "job", "did you mean `jobs`?"),
@@ -340,12 +342,13 @@ mod tests {
         ("[source]\nkind = \"file\"\n", 2, "source.kind", "one of kafka, replay"),
         ("[source]\nkind = \"replay\"\n", 1, "source.replay.topics", "is empty"),
         ("[source.kafka]\nbootstrap_servers = \"\"\n", 2, "source.kafka.bootstrap_servers", "at least one broker"),
-        ("[source.kafka.properties]\na.b = \"c\"\n", 2, "source.kafka.properties.a", "whole name in quotes"),
+        ("[source.kafka.properties]\n\"a.b\" = [12345]\n", 2, "source.kafka.properties.\"a.b\"", "a text in quotes"),
         ("[tables]\nurl = \"http://x\"\n", 2, "tables.url", "file://"),
         ("[tables]\npartition_by = [\"kind\",\n\"kind\"]\n", 3, "tables.partition_by[1]", "listed before"),
         ("[tables.commit]\nrows = -1\n", 2, "tables.commit.rows", "is -1; it must be a whole number, not negative"),
         ("[tables.commit]\nrows = 0\n", 2, "tables.commit.rows", "more than zero"),
-        ("[tables.commit]\nbytes = \"big\"\n", 2, "tables.commit.bytes", "big"),
+        ("[tables.commit]\nbytes = \"big\"\n", 2, "tables.commit.bytes", "such as \"64MiB\""),
+        ("[tables]\noptions = \"12345\"\n", 2, "tables.options", "a section of names and texts"),
         ("[tables.options]\naws_secret_access_key = 12345\n", 2, "tables.options.aws_secret_access_key", "a text"),
         ("[tables.upkeep]\nretention = \"5m\"\n", 2, "tables.upkeep.retention", "at least \"1h\""),
         ("[engine]\ndevice = \"gpu\"\n", 2, "engine.device", "\"cpu\" or \"cuda:0\""),

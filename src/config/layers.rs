@@ -1,7 +1,7 @@
 //! The layers of the configuration, one over the other: built-in defaults, a file, the environment.
 //!
-//! It knows where each value came from and nothing of what it means. Invariant: a value that may be a secret never appears
-//! in a complaint.
+//! It knows where each value came from and nothing of what it means. Invariant: a value that may be a secret never
+//! appears in a complaint.
 
 use std::collections::BTreeMap;
 use std::path::{Component, Path, PathBuf};
@@ -109,8 +109,8 @@ impl Layers {
                 Ok(section) => return (self.problems.len() == before).then_some(section),
                 Err(error) => error,
             };
-            // What was wrong is taken out and the rest read again, so that all mistakes are told at once. Then a field may
-            // be missing only because it was taken out.
+            // What was wrong is taken out and the rest read again, so that all mistakes are told at once. Then a field
+            // may be missing only because it was taken out.
             let is_consequence = self.problems.len() > before && matches!(error.kind, Kind::MissingField(_));
             if is_consequence {
                 return None;
@@ -203,16 +203,14 @@ fn value_of_variable(key: &[String], text: &str) -> Value {
 }
 
 fn in_words(key: &str, kind: &Kind) -> String {
-    let is_opaque = OPAQUE.iter().any(|section| key.starts_with(&format!("{section}.")));
+    let is_opaque = OPAQUE.iter().any(|section| is_inside(key, section));
     match kind {
         Kind::UnknownField(name, known) => {
             format!("is not a key that is known here; {}", did_you_mean(name, known.iter().copied()))
         }
         Kind::MissingField(_) => "is missing; config/default.toml says what to write".to_owned(),
-        Kind::InvalidType(Actual::Map, _) if key.starts_with(KAFKA_PROPERTIES) => {
-            "is a section; put the whole name in quotes, for example \"security.protocol\" = \"SSL\"".to_owned()
-        }
-        _ if is_opaque => "must be a text in quotes".to_owned(),
+        _ if OPAQUE.contains(&key) => "must be a section of names and texts".to_owned(),
+        _ if is_opaque => "must be a text in quotes, or a section of them".to_owned(),
         Kind::InvalidType(found, wanted) | Kind::InvalidValue(found, wanted) => {
             format!("is {}; it must be {}", found_in_words(found), wanted_in_words(wanted))
         }
@@ -243,6 +241,8 @@ fn wanted_in_words(wanted: &str) -> &str {
         "a sequence" => "a list",
         "a map" => "a section",
         "usize" | "u16" | "u32" | "u64" => "a whole number, not negative",
+        "parsable string" => "a size in quotes such as \"64MiB\"",
+        "a duration" => "a duration in quotes such as \"30s\"",
         "path string" => "a path in quotes",
         other if other.starts_with("struct ") => "a section",
         other => other,
