@@ -13,7 +13,8 @@ use crate::domain::{Column, ColumnType};
 
 const MOST_NESTING: usize = 16;
 
-/// One column for each property, in the schema's order. Each problem names the JSON Pointer of what a table cannot hold.
+/// One column for each property, in the schema's order. Each problem names the JSON Pointer of what a table cannot
+/// hold.
 pub fn annotation_columns(file: &Path, schema: &Value) -> Result<Vec<Column>, Vec<Problem>> {
     let mut reading = Reading { file, problems: Vec::new() };
     let columns = reading.top(schema);

@@ -1,7 +1,7 @@
 //! On which line of a TOML file each key stands.
 //!
-//! It knows the syntax of TOML and nothing of what the keys mean. Lines count from 1. A key path joins names by dots and
-//! counts elements of lists from 0: `embeddings[1].model`.
+//! It knows the syntax of TOML and nothing of what the keys mean. Lines count from 1. A key path joins names by dots
+//! and counts elements of lists from 0: `embeddings[1].model`.
 
 use std::collections::BTreeMap;
 use std::path::Path;

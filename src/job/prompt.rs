@@ -1,7 +1,7 @@
 //! Templates that make one text of an asset, for embeddings and prompts.
 //!
-//! It knows the fields of products and ads and nothing of tokens. Invariant: a template that was parsed for a kind can be
-//! rendered for every asset of that kind; unknown placeholders are found when the job file is read, not at run time.
+//! It knows the fields of products and ads and nothing of tokens. Invariant: a template that was parsed for a kind can
+//! be rendered for every asset of that kind; unknown placeholders are found when the job file is read, not at run time.
 
 use std::fmt::Write;
 
@@ -124,8 +124,8 @@ impl Template {
         &self.source
     }
 
-    /// Puts the asset's fields in. A field that the asset lacks leaves nothing; attributes read `name: value; ...` in the
-    /// order of their names, categories are joined by `; `, a price reads `12.5 EUR`, a landing page is its markup.
+    /// Puts the asset's fields in. A field that the asset lacks leaves nothing; attributes read `name: value; ...` in
+    /// the order of their names, categories are joined by `; `, a price reads `12.5 EUR`, a landing page is its markup.
     pub fn render(&self, asset: &Asset) -> String {
         let mut text = String::new();
         for piece in &self.pieces {

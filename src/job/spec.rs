@@ -1,7 +1,8 @@
 //! One job as its file describes it.
 //!
-//! It knows the keys of a job file and their rules, and nothing of how a job runs. Invariant: a [`JobSpec`] is complete and
-//! consistent in itself; whether its models exist is for the configuration to say. Every complaint names file, key and line.
+//! It knows the keys of a job file and their rules, and nothing of how a job runs. Invariant: a [`JobSpec`] is complete
+//! and consistent in itself; whether its models exist is for the configuration to say. Every complaint names file, key
+//! and line.
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
@@ -94,7 +95,8 @@ impl JobSpec {
         Self::parse(file, &text)
     }
 
-    /// Checks the text of a job file. `file` gives the name that the job must have, and the folder of `annotate.output`.
+    /// Checks the text of a job file. `file` gives the name that the job must have, and the folder of
+    /// `annotate.output`.
     pub fn parse(file: &Path, text: &str) -> Result<Self, Vec<Problem>> {
         let reader = Reader::parse(file, text).map_err(|problem| vec![problem])?;
         let read = Parts::read(&reader, file);
@@ -123,8 +125,8 @@ impl JobSpec {
         models
     }
 
-    /// 16 hexadecimal digits that differ whenever what the job writes about an asset may differ: kind, limits, embeddings,
-    /// annotations and their schema count; comments, the order of keys, the name, topics and group do not.
+    /// 16 hexadecimal digits that differ whenever what the job writes about an asset may differ: kind, limits,
+    /// embeddings, annotations and their schema count; comments, the order of keys, the name, topics and group do not.
     pub fn fingerprint(&self) -> String {
         let embeddings: Vec<Value> = self.embeddings.iter().map(canonical_embedding).collect();
         let annotate = self.annotate.as_ref().map(

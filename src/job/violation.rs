@@ -1,7 +1,7 @@
 //! What a message did against its schema, in words for the person who sends such messages.
 //!
-//! It knows JSON Schema's keywords and the schemas' descriptions, and nothing of products or ads. Values of messages are
-//! quoted shortened, so that an error never grows with its message.
+//! It knows JSON Schema's keywords and the schemas' descriptions, and nothing of products or ads. Values of messages
+//! are quoted shortened, so that an error never grows with its message.
 
 use std::fmt;
 
