@@ -124,7 +124,7 @@ impl Scene {
             pixmap.stroke_path(&part.path, &paint, &stroke, place, None);
             return;
         }
-        if part.tone == Tone::Body {
+        if part.tone == Tone::Body && self.pattern != "plain" {
             let size = Transform::from_scale(CELL / TILE as f32, CELL / TILE as f32);
             paint.shader = Pattern::new(tile.as_ref(), SpreadMode::Repeat, FilterQuality::Bilinear, 1.0, size);
         }
