@@ -60,7 +60,9 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     let stop = shutdown.child_token();
     let result = run_all(&all_parts, run, &stop, &health, engine.as_ref()).await;
     health.set_ready(false);
-    engine.shutdown();
+    if let Err(error) = engine.shutdown(config.run.grace) {
+        tracing::warn!(%error, "the device thread did not end in time");
+    }
     if let Some(server) = server {
         shutdown.cancel();
         let _ = server.await;
@@ -107,9 +109,6 @@ async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metr
     }
     let (options, metrics) = (config.engine.clone(), metrics.clone());
     let engine = tokio::task::spawn_blocking(move || Engine::start(&options, &models, metrics)).await??;
-    for model in engine.models() {
-        tracing::info!(model = model.name, architecture = model.architecture, fingerprint = model.fingerprint, "model loaded");
-    }
     Ok(engine)
 }
 
@@ -129,7 +128,7 @@ async fn build(
         SourceKind::Kafka => {
             Arc::new(KafkaSource::new(&config.source.kafka, &job.group, &job.topics, metrics.clone(), &job.name)?)
         }
-        SourceKind::Replay => Arc::new(ReplaySource::new(&config.source.replay, &job.topics)?),
+        SourceKind::Replay => Arc::new(ReplaySource::new(config.source.replay.clone(), &job.topics)?),
     };
     Ok(Parts {
         job,

@@ -215,9 +215,9 @@ async fn run(folder: &Path, case: Case, assets: usize) -> Result<f64> {
     let sink = DeltaSink::new("bench", &options, results, rejections_schema(), metrics.clone())?;
     sink.open().await?;
     let topics = [("bench".to_owned(), folder.join("topic"))].into();
-    let source = ReplaySource::new(&ReplayOptions { topics }, &job.topics)?;
+    let source = ReplaySource::new(ReplayOptions { topics }, &job.topics)?;
     let media = media::Options { allow: vec![format!("file://{}", folder.display())], ..media::Options::default() };
-    let inference: Arc<dyn Inference> = Arc::new(InstantInference::new(MODEL, DIMENSIONS));
+    let inference: Arc<dyn Inference> = Arc::new(InstantInference::new([(MODEL, DIMENSIONS)]));
     let progress = Arc::new(Progress::default());
     let parts = Parts {
         job: Arc::new(job),

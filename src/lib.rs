@@ -3,6 +3,10 @@
 //!
 //! Start reading at `pipeline::wiring`, then the four `api.rs`: source, media, engine and sink.
 
+pub mod app;
+pub mod bench;
+pub mod check;
+pub mod config;
 pub mod demo;
 pub mod domain;
 pub mod engine;
@@ -12,7 +16,12 @@ pub mod media;
 pub mod metrics;
 pub mod model;
 pub mod pipeline;
+pub mod progress_line;
 pub mod query;
 pub mod retry;
+pub mod server;
 pub mod sink;
 pub mod source;
+pub mod submit;
+pub mod telemetry;
+pub mod upkeep;

@@ -87,7 +87,7 @@ impl Run {
     /// The parts of a pipeline over the replayed topic.
     pub async fn parts(&self, media: Arc<dyn MediaStore>, inference: Arc<dyn Inference>) -> Parts {
         let topics = [("products".to_owned(), self.topic())].into();
-        let source = ReplaySource::new(&ReplayOptions { topics }, &["products".to_owned()]).expect("topic exists");
+        let source = ReplaySource::new(ReplayOptions { topics }, &["products".to_owned()]).expect("topic exists");
         self.parts_over(Arc::new(source), media, inference).await
     }
 
