@@ -1,0 +1,23 @@
+# The two headline targets are `make demo` and `make test`.
+export CARGO_TARGET_DIR ?= $(HOME)/.cache/assay-target
+# rustup puts cargo here; a shell that was open before does not have it on its path.
+export PATH := $(HOME)/.cargo/bin:$(PATH)
+ARGS ?=
+
+.PHONY: help demo test ci bench fmt setup
+help: ## list the targets
+	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
+demo: setup ## build, then run the demo (ARGS="--assets 100")
+	cargo build --locked
+	"$(CARGO_TARGET_DIR)/debug/assay" demo $(ARGS)
+test: setup ## unit tests and the integration tests
+	cargo test --locked
+ci: ## everything that must pass before a merge
+	.ci/run
+bench: setup ## the pipeline bench, our crate fully optimised, same dependencies
+	cargo build --locked --config 'profile.dev.opt-level=3'
+	"$(CARGO_TARGET_DIR)/debug/assay" bench pipeline $(ARGS)
+fmt: ## format the sources
+	cargo fmt
+setup:
+	@bash tests/setup.sh
