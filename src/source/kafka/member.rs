@@ -117,9 +117,12 @@ impl Mailbox {
 
     /// Takes all wishes, or none when there is nothing new.
     pub fn take(&self) -> Option<(BTreeSet<i32>, Vec<CommitRequest>)> {
-        self.filled
-            .swap(false, Ordering::AcqRel)
-            .then(|| (std::mem::take(&mut *lock(&self.reassign)), std::mem::take(&mut *lock(&self.commits))))
+        self.filled.swap(false, Ordering::AcqRel).then(|| (std::mem::take(&mut *lock(&self.reassign)), self.take_commits()))
+    }
+
+    /// Takes the commits alone.
+    pub fn take_commits(&self) -> Vec<CommitRequest> {
+        std::mem::take(&mut *lock(&self.commits))
     }
 }
 
