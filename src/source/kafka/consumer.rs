@@ -168,7 +168,10 @@ impl Source for KafkaSource {
         let mut answers = Vec::new();
         for (topic, positions) in by_topic {
             let Some((_, mailbox)) = self.members.get(&topic) else {
-                return Err(SourceError::Topic { topic: topic.to_string(), detail: "it is not one of ours".to_owned() });
+                return Err(SourceError::Topic {
+                    topic: topic.to_string(),
+                    detail: "it is not one of ours".to_owned(),
+                });
             };
             let (answer, outcome) = oneshot::channel();
             mailbox.commit(CommitRequest { positions, answer });

@@ -117,7 +117,9 @@ impl Mailbox {
 
     /// Takes all wishes, or none when there is nothing new.
     pub fn take(&self) -> Option<(BTreeSet<i32>, Vec<CommitRequest>)> {
-        self.filled.swap(false, Ordering::AcqRel).then(|| (std::mem::take(&mut *lock(&self.reassign)), self.take_commits()))
+        self.filled
+            .swap(false, Ordering::AcqRel)
+            .then(|| (std::mem::take(&mut *lock(&self.reassign)), self.take_commits()))
     }
 
     /// Takes the commits alone.

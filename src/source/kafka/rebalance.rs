@@ -55,12 +55,7 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(
-        topic: Arc<str>,
-        shared: Arc<Shared>,
-        mailbox: Arc<Mailbox>,
-        control: mpsc::Sender<Rebalance>,
-    ) -> Self {
+    pub fn new(topic: Arc<str>, shared: Arc<Shared>, mailbox: Arc<Mailbox>, control: mpsc::Sender<Rebalance>) -> Self {
         Self {
             topic,
             shared,
@@ -168,11 +163,8 @@ impl Context {
         lock(&self.claims).retain(|partition, _| !partitions.contains(partition));
         for partition in &partitions {
             // A partition whose lag was never told has no series to remove.
-            let _ = self.shared.metrics.lag_records.remove_label_values(&[
-                &self.shared.job,
-                &self.topic,
-                &partition.to_string(),
-            ]);
+            let labels = [self.shared.job.as_str(), &self.topic, &partition.to_string()];
+            let _ = self.shared.metrics.lag_records.remove_label_values(&labels);
         }
         if !partitions.is_empty() {
             self.count_rebalance("revoked");
