@@ -85,7 +85,10 @@ pub fn find_line(path: &Path, line: u64) -> Result<Place, SourceError> {
         return Err(broken(
             path,
             found.line,
-            format!("the tables already hold lines up to {line}, but the file has only {}: was it replaced?", found.line),
+            format!(
+                "the tables already hold lines up to {line}, but the file has only {}: was it replaced?",
+                found.line
+            ),
         ));
     }
     Ok(found)
@@ -195,7 +198,11 @@ fn text_end(read: u64, text: &[u8], closed: bool) -> u64 {
 }
 
 fn extended(path: &Path, place: Place) -> SourceError {
-    broken(path, place.line.saturating_sub(1), "the line was extended after it had been read; append whole lines".into())
+    broken(
+        path,
+        place.line.saturating_sub(1),
+        "the line was extended after it had been read; append whole lines".into(),
+    )
 }
 
 fn is_whole_object(text: &[u8]) -> bool {

@@ -63,7 +63,12 @@ impl ReplaySource {
                 files.insert(TopicPartition::new(name.clone(), partition), file);
             }
         }
-        Ok(Self { files, wishes: watch::channel(Wishes::default()).0, committed: Mutex::default(), ended: Mutex::default() })
+        Ok(Self {
+            files,
+            wishes: watch::channel(Wishes::default()).0,
+            committed: Mutex::default(),
+            ended: Mutex::default(),
+        })
     }
 }
 
@@ -81,8 +86,14 @@ impl Source for ReplaySource {
         let (fail, failure) = oneshot::channel();
         let (end, ended) = oneshot::channel();
         let files = self.files.iter().map(|(partition, path)| (partition.clone(), Cursor::new(path))).collect();
-        let mut reader =
-            Reader { files, flow, control, wishes: self.wishes.subscribe(), wisher: self.wishes.clone(), epoch: Epoch(0) };
+        let mut reader = Reader {
+            files,
+            flow,
+            control,
+            wishes: self.wishes.subscribe(),
+            wisher: self.wishes.clone(),
+            epoch: Epoch(0),
+        };
         runtime.spawn(async move {
             let outcome = reader.run().await;
             reader.revoke().await;

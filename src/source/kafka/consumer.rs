@@ -15,7 +15,6 @@ use rdkafka::ClientConfig;
 use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::message::{BorrowedMessage, Message};
-use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::sync::{mpsc, oneshot};
 
@@ -25,7 +24,7 @@ use super::rebalance::Context;
 use super::{decode, inspect};
 use crate::domain::{Epoch, TopicPartition};
 use crate::metrics::Metrics;
-use crate::source::api::{Flow, Source, SourceError, Streams};
+use crate::source::api::{Flow, Rebalance, Source, SourceError, Streams};
 
 /// Records that wait for the coordinator at most.
 const FLOW_CAPACITY: usize = 1024;
@@ -88,6 +87,38 @@ impl KafkaSource {
         })
     }
 
+    /// Starts the polling thread of one topic; it tells when it has ended.
+    fn join(
+        &self,
+        topic: &Arc<str>,
+        flow: &mpsc::Sender<Flow>,
+        control: &mpsc::Sender<Rebalance>,
+    ) -> Result<oneshot::Receiver<()>, SourceError> {
+        let (config, mailbox) = &self.members[topic];
+        let context = Context::new(topic.clone(), self.shared.clone(), mailbox.clone(), control.clone());
+        let consumer: BaseConsumer<Context> =
+            config.create_with_context(context).map_err(|error| configuration(error.to_string()))?;
+        consumer.subscribe(&[topic]).map_err(|error| configuration(error.to_string()))?;
+        let member = Member {
+            consumer,
+            flow: flow.clone(),
+            shared: self.shared.clone(),
+            mailbox: mailbox.clone(),
+            held: VecDeque::new(),
+            stuck: None,
+            paused: false,
+            assigned_once: false,
+            unknown: None,
+            complained: None,
+        };
+        let (end, ended) = oneshot::channel();
+        thread::Builder::new()
+            .name(format!("kafka-{topic}"))
+            .spawn(move || member.run(end))
+            .map_err(|error| SourceError::Unavailable { detail: format!("no polling thread: {error}") })?;
+        Ok(ended)
+    }
+
     async fn inspect(
         &self,
         config: &ClientConfig,
@@ -110,31 +141,9 @@ impl Source for KafkaSource {
         let (control, rebalances) = mpsc::channel(16);
         let (failed, failure) = oneshot::channel();
         self.shared.report_failures_to(failed);
-        let mut ended = Vec::new();
-        for (topic, (config, mailbox)) in &self.members {
-            let context = Context::new(topic.clone(), self.shared.clone(), control.clone());
-            let consumer: BaseConsumer<Context> =
-                config.create_with_context(context).map_err(|error| configuration(error.to_string()))?;
-            consumer.subscribe(&[topic]).map_err(|error| configuration(error.to_string()))?;
-            let member = Member {
-                consumer,
-                flow: flow.clone(),
-                shared: self.shared.clone(),
-                mailbox: mailbox.clone(),
-                held: VecDeque::new(),
-                stuck: None,
-                paused: false,
-                assigned_once: false,
-                unknown: None,
-                complained: None,
-            };
-            let (end, receiver) = oneshot::channel();
-            ended.push(receiver);
-            thread::Builder::new()
-                .name(format!("kafka-{topic}"))
-                .spawn(move || member.run(end))
-                .map_err(|error| SourceError::Unavailable { detail: format!("no polling thread: {error}") })?;
-        }
+        let ended = self.members.keys().map(|topic| self.join(topic, &flow, &control)).collect::<Result<Vec<_>, _>>();
+        // Members that did start must not go on alone.
+        let ended = ended.inspect_err(|_| self.shared.close())?;
         *started = Some(ended);
         Ok(Streams { flow: flow_receiver, rebalances, failure })
     }
@@ -159,7 +168,10 @@ impl Source for KafkaSource {
         let mut answers = Vec::new();
         for (topic, positions) in by_topic {
             let Some((_, mailbox)) = self.members.get(&topic) else {
-                return Err(SourceError::Topic { topic: topic.to_string(), detail: "it is not one of ours".to_owned() });
+                return Err(SourceError::Topic {
+                    topic: topic.to_string(),
+                    detail: "it is not one of ours".to_owned(),
+                });
             };
             let (answer, outcome) = oneshot::channel();
             mailbox.commit(CommitRequest { positions, answer });
@@ -234,8 +246,11 @@ impl Member {
                 continue;
             }
             self.poll()?;
-            if self.unknown.is_some_and(|since| since.elapsed() > UNKNOWN) {
-                return Err(self.topic_error("the brokers do not know it".to_owned()));
+            if self.consumer.context().has_claims() {
+                self.assigned_once = true;
+                self.unknown = None;
+            } else if self.unknown.is_some_and(|since| since.elapsed() > UNKNOWN) {
+                return Err(self.topic_error("the brokers do not know it; create it first".to_owned()));
             }
         }
         Ok(())
@@ -322,7 +337,7 @@ impl Member {
             | RDKafkaErrorCode::InconsistentGroupProtocol
             | RDKafkaErrorCode::InvalidSessionTimeout => Err(configuration(format!("the consumer group: {code}"))),
             // Later on it may be the broker's trouble, which passes; a wrong password never worked.
-            RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed if !self.was_assigned() => {
+            RDKafkaErrorCode::Authentication | RDKafkaErrorCode::SaslAuthenticationFailed if !self.assigned_once => {
                 Err(configuration(format!("the brokers refuse the credentials: {code}")))
             }
             RDKafkaErrorCode::UnknownTopicOrPartition | RDKafkaErrorCode::UnknownTopic => {
@@ -348,37 +363,29 @@ impl Member {
         self.held.push_back(Flow::EndReached { partition, epoch: claim.epoch, next });
     }
 
-    fn was_assigned(&mut self) -> bool {
-        self.assigned_once |= self.consumer.assignment().is_ok_and(|assignment| assignment.count() > 0);
-        self.assigned_once
-    }
-
     fn complain(&mut self, code: RDKafkaErrorCode) {
         if self.complained.is_none_or(|last| last.elapsed() > COMPLAIN) {
             self.complained = Some(Instant::now());
-            tracing::warn!(topic = &*self.consumer.context().topic_partition(0).topic, %code, "Kafka has trouble; going on");
+            tracing::warn!(topic = self.consumer.context().topic(), %code, "Kafka has trouble; going on");
         }
     }
 
     fn topic_error(&self, detail: String) -> SourceError {
-        SourceError::Topic { topic: self.consumer.context().topic_partition(0).topic.to_string(), detail }
+        SourceError::Topic { topic: self.consumer.context().topic().to_owned(), detail }
     }
 
     fn serve_wishes(&mut self) -> Result<(), SourceError> {
         let Some((reassign, commits)) = self.mailbox.take() else { return Ok(()) };
-        for CommitRequest { positions, answer } in commits {
-            self.commit(positions, answer);
+        for request in commits {
+            self.commit(request);
         }
         let ours: Vec<_> = reassign.into_iter().filter(|number| self.claim_epoch(*number).is_some()).collect();
         if ours.is_empty() { Ok(()) } else { self.reassign(ours) }
     }
 
-    fn commit(&self, positions: Vec<(i32, i64)>, answer: super::member::CommitAnswer) {
+    fn commit(&self, CommitRequest { positions, answer }: CommitRequest) {
         let context = self.consumer.context();
-        let topic = context.topic_partition(0).topic;
-        let list = positions.iter().map(|(partition, offset)| (topic.to_string(), *partition, Offset::Offset(*offset)));
-        let list: TopicPartitionList = list.filter(|(_, _, offset)| offset.to_raw().is_some()).collect();
-        match self.consumer.commit(&list, CommitMode::Async) {
+        match self.consumer.commit(&context.offsets(&positions), CommitMode::Async) {
             Ok(()) => context.expect_commit(positions, answer),
             Err(error) => {
                 // Whoever stopped waiting needs no answer.
@@ -389,12 +396,12 @@ impl Member {
 
     fn reassign(&mut self, partitions: Vec<i32>) -> Result<(), SourceError> {
         let context = self.consumer.context().clone();
-        let topic = context.topic_partition(0).topic;
-        let Some(starts) = context.claim_anew(partitions) else {
+        let Some(starts) = context.claim_anew(partitions, &|| context.serve_commits(&self.consumer)) else {
             self.shared.close();
             return Ok(());
         };
-        let list = starts.into_iter().map(|(partition, offset)| (topic.to_string(), partition, offset)).collect();
+        let topic = context.topic();
+        let list = starts.into_iter().map(|(partition, offset)| (topic.to_owned(), partition, offset)).collect();
         let list = self.consumer.seek_partitions(list, SEEK).map_err(unusable)?;
         for element in list.elements() {
             if let Err(error) = element.error() {
@@ -410,7 +417,10 @@ impl Member {
 
 impl Drop for Member {
     fn drop(&mut self) {
-        // A thread that ends takes the source with it, also by a panic: half a job must not go on.
+        // A thread that ends takes the source with it: half a job must not go on.
+        if thread::panicking() {
+            self.shared.fail(SourceError::Unavailable { detail: "the polling thread panicked".to_owned() });
+        }
         self.shared.close();
     }
 }

@@ -119,7 +119,12 @@ impl Mailbox {
     pub fn take(&self) -> Option<(BTreeSet<i32>, Vec<CommitRequest>)> {
         self.filled
             .swap(false, Ordering::AcqRel)
-            .then(|| (std::mem::take(&mut *lock(&self.reassign)), std::mem::take(&mut *lock(&self.commits))))
+            .then(|| (std::mem::take(&mut *lock(&self.reassign)), self.take_commits()))
+    }
+
+    /// Takes the commits alone.
+    pub fn take_commits(&self) -> Vec<CommitRequest> {
+        std::mem::take(&mut *lock(&self.commits))
     }
 }
 

@@ -156,9 +156,8 @@ impl KafkaOptions {
     }
 
     fn overlay(&self, config: &mut ClientConfig, without: &[&str]) {
-        let foreign = |key: &str| {
-            without.iter().any(|name| key == *name || (name.ends_with('.') && key.starts_with(name)))
-        };
+        let foreign =
+            |key: &str| without.iter().any(|name| key == *name || (name.ends_with('.') && key.starts_with(name)));
         for (key, value) in self.properties.iter().filter(|(key, _)| !foreign(key)) {
             config.set(key, value);
         }

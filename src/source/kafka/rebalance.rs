@@ -8,19 +8,25 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
+use std::thread;
+use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
+use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::member::{CommitAnswer, Shared, lock};
+use super::member::{CommitAnswer, CommitRequest, Mailbox, Shared, lock};
 use crate::domain::{Epoch, TopicPartition};
 use crate::source::api::{Rebalance, SourceError};
+
+/// How long the thread rests between two looks for an answer.
+const REST: Duration = Duration::from_millis(2);
 
 /// One assigned partition.
 #[derive(Debug, Clone, Copy)]
@@ -38,6 +44,7 @@ pub struct Claim {
 pub struct Context {
     topic: Arc<str>,
     shared: Arc<Shared>,
+    mailbox: Arc<Mailbox>,
     control: mpsc::Sender<Rebalance>,
     // Only the polling thread, on which every callback runs, takes these locks.
     claims: Mutex<HashMap<i32, Claim>>,
@@ -48,16 +55,25 @@ pub struct Context {
 }
 
 impl Context {
-    pub fn new(topic: Arc<str>, shared: Arc<Shared>, control: mpsc::Sender<Rebalance>) -> Self {
+    pub fn new(topic: Arc<str>, shared: Arc<Shared>, mailbox: Arc<Mailbox>, control: mpsc::Sender<Rebalance>) -> Self {
         Self {
             topic,
             shared,
+            mailbox,
             control,
             claims: Mutex::default(),
             paused: Mutex::default(),
             commits: Mutex::default(),
             end: AtomicI64::new(-1),
         }
+    }
+
+    pub fn topic(&self) -> &str {
+        &self.topic
+    }
+
+    pub fn has_claims(&self) -> bool {
+        !lock(&self.claims).is_empty()
     }
 
     pub fn claim(&self, partition: i32) -> Option<Claim> {
@@ -100,15 +116,15 @@ impl Context {
     }
 
     /// Announces partitions under a new epoch and waits for the offsets to start from. None when the coordinator is
-    /// gone; then nothing is claimed.
-    pub fn claim_anew(&self, mut partitions: Vec<i32>) -> Option<Vec<(i32, Offset)>> {
+    /// gone; then nothing is claimed. `meanwhile` is called again and again during the wait.
+    pub fn claim_anew(&self, mut partitions: Vec<i32>, meanwhile: &dyn Fn()) -> Option<Vec<(i32, Offset)>> {
         partitions.sort_unstable();
         let epoch = self.shared.next_epoch();
         lock(&self.claims).retain(|partition, _| !partitions.contains(partition));
         let (resume, answer) = oneshot::channel();
         let announced = partitions.iter().map(|partition| self.topic_partition(*partition)).collect();
         self.control.blocking_send(Rebalance::Assigned { partitions: announced, epoch, resume }).ok()?;
-        let answered: HashMap<_, _> = answer.blocking_recv().ok()?.into_iter().collect();
+        let answered: HashMap<_, _> = await_answer(answer, meanwhile)?.into_iter().collect();
         let mut claims = lock(&self.claims);
         let mut starts = Vec::with_capacity(partitions.len());
         for partition in partitions {
@@ -125,7 +141,7 @@ impl Context {
         let mut starts = TopicPartitionList::with_capacity(partitions.len());
         if !partitions.is_empty() {
             self.count_rebalance("assigned");
-            match self.claim_anew(partitions) {
+            match self.claim_anew(partitions, &|| self.serve_commits(consumer)) {
                 Some(claimed) => {
                     for (partition, offset) in claimed {
                         starts.add_partition_offset(&self.topic, partition, offset)?;
@@ -147,11 +163,8 @@ impl Context {
         lock(&self.claims).retain(|partition, _| !partitions.contains(partition));
         for partition in &partitions {
             // A partition whose lag was never told has no series to remove.
-            let _ = self.shared.metrics.lag_records.remove_label_values(&[
-                &self.shared.job,
-                &self.topic,
-                &partition.to_string(),
-            ]);
+            let labels = [self.shared.job.as_str(), &self.topic, &partition.to_string()];
+            let _ = self.shared.metrics.lag_records.remove_label_values(&labels);
         }
         if !partitions.is_empty() {
             self.count_rebalance("revoked");
@@ -159,13 +172,32 @@ impl Context {
             let (done, answer) = oneshot::channel();
             if self.control.blocking_send(Rebalance::Revoked { partitions: revoked, done }).is_ok() {
                 // A coordinator that dropped the question holds no commit either.
-                let _ = answer.blocking_recv();
+                let _ = await_answer(answer, &|| self.serve_commits(consumer));
             }
         }
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
             _ => consumer.unassign(),
         }
+    }
+
+    /// Commits inside the callback, where no poll can bring an answer: the coordinator may want a last commit before it
+    /// lets go of a partition.
+    pub fn serve_commits(&self, consumer: &BaseConsumer<Self>) {
+        for CommitRequest { positions, answer } in self.mailbox.take_commits() {
+            let outcome = consumer.commit(&self.offsets(&positions), CommitMode::Sync);
+            if outcome.is_ok() {
+                self.note_done(&positions);
+            }
+            // Whoever stopped waiting needs no answer.
+            let _ = answer.send(outcome.map_err(|error| commit_refused(&error)));
+        }
+    }
+
+    /// The list that the library wants for a commit of next offsets.
+    pub fn offsets(&self, positions: &[(i32, i64)]) -> TopicPartitionList {
+        let offset = |offset: i64| Offset::Offset(offset.max(0));
+        positions.iter().map(|(number, next)| (self.topic.to_string(), *number, offset(*next))).collect()
     }
 
     fn count_rebalance(&self, kind: &str) {
@@ -251,6 +283,20 @@ impl ClientContext for Context {
     }
 }
 
+/// None when whoever should answer is gone.
+fn await_answer<T>(mut answer: oneshot::Receiver<T>, meanwhile: &dyn Fn()) -> Option<T> {
+    loop {
+        match answer.try_recv() {
+            Ok(value) => return Some(value),
+            Err(TryRecvError::Closed) => return None,
+            Err(TryRecvError::Empty) => {
+                meanwhile();
+                thread::sleep(REST);
+            }
+        }
+    }
+}
+
 fn commit_refused(error: &KafkaError) -> SourceError {
     SourceError::Unavailable { detail: format!("offsets were not committed: {error}") }
 }
@@ -278,9 +324,9 @@ mod tests {
     fn a_coordinator_that_is_gone_is_not_waited_for() {
         let shared = Arc::new(Shared::new("j", Arc::new(crate::metrics::Metrics::new())));
         let (control, receiver) = mpsc::channel(1);
-        let context = Context::new("t".into(), shared, control);
+        let context = Context::new("t".into(), shared, Arc::default(), control);
         drop(receiver);
-        assert!(context.claim_anew(vec![0]).is_none());
+        assert!(context.claim_anew(vec![0], &|| {}).is_none());
         assert!(context.claim(0).is_none());
     }
 }

@@ -78,7 +78,8 @@ impl Submitter {
         record.payload = payload;
         if !headers.is_empty() {
             let all = OwnedHeaders::new_with_capacity(headers.len());
-            let add = |all: OwnedHeaders, (key, value): &(String, String)| all.insert(Header { key, value: Some(value) });
+            let add =
+                |all: OwnedHeaders, (key, value): &(String, String)| all.insert(Header { key, value: Some(value) });
             record.headers = Some(headers.iter().fold(all, add));
         }
         loop {
