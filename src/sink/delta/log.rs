@@ -18,7 +18,7 @@ use deltalake::{ObjectStoreError, Path};
 use futures::{StreamExt, TryStreamExt};
 use object_store::ObjectStoreExt;
 use parquet::arrow::ProjectionMask;
-use parquet::arrow::async_reader::{ParquetObjectReader, ParquetRecordBatchStreamBuilder};
+use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
 use serde::Deserialize;
 use tokio::sync::Mutex;
 
@@ -208,11 +208,15 @@ impl Log {
         let failed = |error: parquet::errors::ParquetError| sink_error(&self.table, error);
         let mut transactions = HashMap::new();
         for path in hint.paths() {
-            let reader = ParquetObjectReader::new(self.store.object_store(None), Path::from(path.as_str()));
-            let builder = ParquetRecordBatchStreamBuilder::new(reader).await.map_err(failed)?;
+            let found = self.store.object_store(None).get(&Path::from(path.as_str())).await;
+            let bytes = match found {
+                Ok(found) => found.bytes().await.map_err(|error| sink_error(&self.table, error))?,
+                Err(error) => return Err(sink_error(&self.table, error)),
+            };
+            let builder = ParquetRecordBatchReaderBuilder::try_new(bytes).map_err(failed)?;
             let mask = ProjectionMask::columns(builder.parquet_schema(), ["txn.appId", "txn.version"]);
-            let mut batches = builder.with_projection(mask).build().map_err(failed)?;
-            while let Some(batch) = batches.try_next().await.map_err(failed)? {
+            for batch in builder.with_projection(mask).build().map_err(failed)? {
+                let batch = batch.map_err(|error| sink_error(&self.table, error))?;
                 let Some(column) = batch.column_by_name("txn").and_then(|column| column.as_struct_opt()) else {
                     continue;
                 };

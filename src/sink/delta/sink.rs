@@ -126,11 +126,8 @@ impl DeltaSink {
 
     /// Writes the rows and offsets of the given ranges.
     async fn commit_results(&self, batch: &Batch, id: &str, ranges: &[&Range]) -> Result<Settled, SinkError> {
-        let positions: HashMap<(&str, i64), usize> = ranges
-            .iter()
-            .enumerate()
-            .map(|(index, range)| ((&*range.partition.topic, i64::from(range.partition.partition)), index))
-            .collect();
+        let positions: HashMap<(&str, i64), usize> =
+            ranges.iter().enumerate().map(|(index, range)| (key(&range.partition), index)).collect();
         let claims = ranges
             .iter()
             .map(|range| {
@@ -162,7 +159,7 @@ impl DeltaSink {
             if range.from.is_some_and(|from| from >= range.to) {
                 return wrong("offset", format!("the range of {} ends before it begins", range.partition));
             }
-            if !partitions.insert((&range.partition.topic, i64::from(range.partition.partition))) {
+            if !partitions.insert(key(&range.partition)) {
                 return wrong("partition", format!("the batch has two ranges of {}", range.partition));
             }
         }
@@ -172,7 +169,7 @@ impl DeltaSink {
             }
         }
         for (partition, offset, _) in &batch.rejections {
-            if !partitions.contains(&(&*partition.topic, i64::from(partition.partition))) {
+            if !partitions.contains(&key(partition)) {
                 return wrong("partition", format!("rejection {partition} {offset} belongs to none of the ranges"));
             }
         }
@@ -191,13 +188,10 @@ impl DeltaSink {
 
     fn count(&self, committed: &Committed, batch: &Batch) {
         let job = self.job.as_str();
-        let done: HashSet<&TopicPartition> = committed.done.iter().map(|(partition, _)| partition).collect();
-        let owned = |topic: &str, partition: i64| {
-            i32::try_from(partition).is_ok_and(|number| done.contains(&TopicPartition::new(topic, number)))
-        };
-        let results = batch.results.iter().filter_map(|row| self.owner_of(row));
-        let results = results.filter(|(topic, partition)| owned(topic, *partition)).count();
-        let rejections = batch.rejections.iter().filter(|(partition, _, _)| done.contains(partition)).count();
+        let done: HashSet<(&str, i64)> = committed.done.iter().map(|(partition, _)| key(partition)).collect();
+        let results = batch.results.iter().filter_map(|row| self.owner_of(row)).filter(|owner| done.contains(owner));
+        let rejections = batch.rejections.iter().filter(|(partition, _, _)| done.contains(&key(partition)));
+        let (results, rejections) = (results.count(), rejections.count());
         for (table, rows) in [(&self.results, results), (&self.rejections, rejections)] {
             self.metrics.rows_committed_total.with_label_values(&[job, table.kind]).inc_by(rows as u64);
         }
@@ -283,6 +277,11 @@ impl Sink for DeltaSink {
         }
         Ok(committed)
     }
+}
+
+/// A partition as a row of results names it.
+fn key(partition: &TopicPartition) -> (&str, i64) {
+    (&partition.topic, i64::from(partition.partition))
 }
 
 fn require_column(table: &Table, name: &str) -> Result<usize, SinkError> {

@@ -9,10 +9,10 @@ use std::sync::Arc;
 
 use arrow::array::{ArrayRef, RecordBatch, RecordBatchOptions, new_null_array};
 use arrow::datatypes::SchemaRef;
+use deltalake::BlindDeltaTable;
 use deltalake::kernel::engine::arrow_conversion::TryIntoKernel;
 use deltalake::kernel::{MetadataExt, StructField, StructType, new_metadata};
 use deltalake::logstore::LogStoreRef;
-use deltalake::{BlindDeltaTable, DeltaTableError};
 use serde_json::{Value as Json, json};
 use tokio::sync::Mutex;
 
@@ -89,17 +89,16 @@ impl Table {
             SinkError::Configuration { table: self.name.clone(), detail: format!("schema: {error}") }
         })?;
         loop {
-            let found = match BlindDeltaTable::try_new_with_log_store(self.store.clone()).await {
-                Ok(found) => found,
-                Err(DeltaTableError::NotATable(_)) => {
-                    // When another worker was faster, its table is looked at like any other.
-                    if self.create(&ours).await? == Appended::Written {
-                        tracing::info!(table = %self.name, "table created");
-                    }
-                    continue;
+            // Asked of the log's folder: a local table whose folder is missing is no error to load, but a new table.
+            if !self.store.is_delta_table_location().await.map_err(|error| sink_error(&self.name, error))? {
+                // When another worker was faster, its table is looked at like any other.
+                if self.create(&ours).await? == Appended::Written {
+                    tracing::info!(table = %self.name, "table created");
                 }
-                Err(error) => return Err(sink_error(&self.name, error)),
-            };
+                continue;
+            }
+            let found = BlindDeltaTable::try_new_with_log_store(self.store.clone()).await;
+            let found = found.map_err(|error| sink_error(&self.name, error))?;
             self.check_layout(&found)?;
             match self.widened(&found.schema(), &ours)? {
                 None => {

@@ -59,11 +59,10 @@ async fn tidy(options: &Options, job: &str, table: &str) -> Result<TableUpkeep, 
     let name = store.root_url().to_string();
     let failed = |error: DeltaTableError| sink_error(&name, error);
     let mut table = DeltaTable::new(store);
-    match table.load().await {
-        Ok(()) => {}
-        Err(DeltaTableError::NotATable(_)) => return Ok(TableUpkeep::default()),
-        Err(error) => return Err(failed(error)),
+    if !table.verify_deltatable_existence().await.map_err(failed)? {
+        return Ok(TableUpkeep::default());
     }
+    table.load().await.map_err(failed)?;
     let (table, mut done) = compact(table, &name, &options.upkeep).await?;
     let (mut table, removed) = vacuum(table, &name, &options.upkeep).await?;
     done.files_removed = removed;
