@@ -136,7 +136,7 @@ impl Metrics {
         };
         let families = self.lag_records.collect();
         let metrics = families.iter().flat_map(|family| family.get_metric());
-        metrics.filter(|metric| is_job(metric)).map(|metric| metric.get_gauge().value().max(0.0) as u64).sum()
+        metrics.filter(|metric| is_job(metric)).map(|metric| metric.get_gauge().get_value().max(0.0) as u64).sum()
     }
 
     /// The exposition text of all metrics.

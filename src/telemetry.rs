@@ -3,7 +3,7 @@
 //! It knows no room; every room logs through `tracing` with fields and a constant message.
 
 use tracing_subscriber::EnvFilter;
-use tracing_subscriber::fmt::time::UtcTime;
+use tracing_subscriber::fmt::time::SystemTime;
 
 /// How a log record is written.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -30,7 +30,7 @@ pub fn init(format: LogFormat, filter: &str) -> Result<(), TelemetryError> {
     let filter = parse(filter)?;
     let builder = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     let outcome = match format {
-        LogFormat::Json => builder.json().flatten_event(true).with_timer(UtcTime::rfc_3339()).try_init(),
+        LogFormat::Json => builder.json().flatten_event(true).with_timer(SystemTime).try_init(),
         LogFormat::Pretty => builder.compact().with_target(false).without_time().try_init(),
     };
     outcome.map_err(|_| TelemetryError::Twice)

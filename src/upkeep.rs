@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::config::Config;
 use crate::job::JobCatalog;
-use crate::sink::{register_stores, upkeep};
+use crate::sink::{TableUpkeep, register_stores, upkeep};
 
 /// Compacts, checkpoints and vacuums; prints a line for each table on standard output.
 pub async fn run(config: &Config, jobs: &[String]) -> Result<()> {
@@ -19,7 +19,17 @@ pub async fn run(config: &Config, jobs: &[String]) -> Result<()> {
         jobs.to_vec()
     };
     for name in names {
-        println!("{name}: {}", upkeep(&config.tables, &name).await?);
+        let report = upkeep(&config.tables, &name).await?;
+        println!("{name}/results: {}", told(&report.results));
+        println!("{name}/rejections: {}", told(&report.rejections));
     }
     Ok(())
+}
+
+fn told(table: &TableUpkeep) -> String {
+    let Some(checkpoint) = table.checkpoint else { return "does not exist yet".to_owned() };
+    format!(
+        "{} files merged into {}, checkpoint at version {checkpoint}, {} data files and {} log files removed",
+        table.files_merged, table.files_written, table.files_removed, table.log_files_removed
+    )
 }

@@ -53,7 +53,7 @@ pub enum MediaError {
     Forbidden { url: String, detail: String },
     #[error("{url:?} does not exist")]
     NotFound { url: String },
-    #[error("{url:?} has more than {limit} bytes; raise limits.bytes of the job or shrink the file")]
+    #[error("{url:?} has more than {limit} bytes; raise limits.media_bytes of the job or shrink the file")]
     TooLarge { url: String, limit: u64 },
     /// There is something, but it will not be handed out: an expired signature, an archived object, a folder.
     #[error("{url:?} is refused: {detail}")]

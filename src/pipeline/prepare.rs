@@ -122,9 +122,9 @@ impl Preparer {
 
     fn decode(&self, asset_id: &str, medium: &Media) -> Result<Image, Rejection> {
         let limits = &self.job.limits;
-        // Three bytes a pixel for the picture and as much again for the decoder's own buffers, with some room.
+        // Three bytes a pixel for the picture; progressive, turned and transparent ones need several times as much.
         let limits =
-            DecodeLimits { pixels: limits.pixels, side: limits.side, allocation: limits.pixels.saturating_mul(8) };
+            DecodeLimits { pixels: limits.pixels, side: limits.side, allocation: limits.pixels.saturating_mul(16) };
         decode(&medium.bytes, &limits)
             .map(|picture| Image { width: picture.width, height: picture.height, rgb: picture.rgb })
             .map_err(|error| rejection(asset_id, error.reason(), format!("main picture: {error}")))

@@ -15,12 +15,16 @@ const AD: &[&str] = &["headline", "body", "call_to_action", "landing_page"];
 const BOTH: &[&str] = &["id", "media", "event_time"];
 
 /// The drafts of a file, or why its header cannot be used.
-pub(super) fn read(name: &str, reader: impl Read, kind: AssetKind) -> Result<impl Iterator<Item = Found>, Problem> {
+pub(super) fn read<R: Read>(
+    name: String,
+    reader: R,
+    kind: AssetKind,
+) -> Result<impl Iterator<Item = Found> + use<R>, Problem> {
     let mut reader = csv::ReaderBuilder::new().trim(csv::Trim::Headers).from_reader(reader);
-    let problem = |message: String| Problem { place: name.to_owned(), message };
+    let problem = |message: String| Problem { place: name.clone(), message };
     let header = reader.headers().map_err(|error| problem(error.to_string()))?.clone();
     check_header(&header, kind).map_err(problem)?;
-    let (name, now) = (name.to_owned(), rfc3339(SystemTime::now()));
+    let now = rfc3339(SystemTime::now());
     Ok(reader.into_records().map(move |record| match record {
         Ok(record) => {
             let place = format!("{name}:{}", record.position().map_or(0, csv::Position::line));
@@ -102,7 +106,7 @@ mod tests {
     fn columns_become_the_fields_of_a_product() {
         let text = "id,title,media,attributes.size,price,currency,candidate_categories,event_time\n\
                     a,\"Mug, blue\",file:///a.jpg|file:///b.jpg,L,9.5,EUR,Home > Mugs|Toys,2026-01-02T03:04:05Z\n";
-        let draft = read("a.csv", text.as_bytes(), AssetKind::Product).unwrap().next().unwrap().unwrap();
+        let draft = read("a.csv".to_owned(), text.as_bytes(), AssetKind::Product).unwrap().next().unwrap().unwrap();
         let message: Value = serde_json::from_slice(&draft.payload.unwrap()).unwrap();
         let expected = json!({
             "id": "a", "title": "Mug, blue", "media": [{"url": "file:///a.jpg"}, {"url": "file:///b.jpg"}],
@@ -115,11 +119,11 @@ mod tests {
 
     #[test]
     fn wrong_columns_and_cells_are_named() {
-        let header = |text: &str| read("a.csv", text.as_bytes(), AssetKind::Ad).err().unwrap().to_string();
+        let header = |text: &str| read("a.csv".to_owned(), text.as_bytes(), AssetKind::Ad).err().unwrap().to_string();
         assert!(header("id,title\n").contains("column \"title\" means nothing for the kind ad"));
         assert!(header("headline\n").contains("no column \"id\""));
         let text = "id,price\na,cheap\nb,3\nc\n";
-        let found: Vec<_> = read("a.csv", text.as_bytes(), AssetKind::Product).unwrap().collect();
+        let found: Vec<_> = read("a.csv".to_owned(), text.as_bytes(), AssetKind::Product).unwrap().collect();
         assert_eq!(found[0].as_ref().unwrap_err().to_string(), "a.csv:2: price \"cheap\" is not a number");
         assert_eq!(found[1].as_ref().unwrap_err().to_string(), "a.csv:3: a price needs a currency");
         assert!(found[2].as_ref().unwrap_err().to_string().starts_with("a.csv:4: "));

@@ -11,7 +11,7 @@ use super::draft::{Draft, Found, Problem, rfc3339};
 const PICTURES: &[&str] = &["jpg", "jpeg", "png", "webp", "gif", "bmp", "tif", "tiff"];
 
 /// The drafts of all pictures below a folder, in the order of their paths.
-pub(super) fn read(folder: &Path, kind: AssetKind) -> Result<impl Iterator<Item = Found>, Problem> {
+pub(super) fn read(folder: &Path, kind: AssetKind) -> Result<impl Iterator<Item = Found> + use<>, Problem> {
     let problem = |error: std::io::Error| Problem { place: folder.display().to_string(), message: error.to_string() };
     let root = folder.canonicalize().map_err(problem)?;
     let mut pictures = Vec::new();

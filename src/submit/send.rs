@@ -90,7 +90,7 @@ fn open(path: &Path, kind: AssetKind) -> Result<Box<dyn Iterator<Item = Found>>>
     let name = path.display().to_string();
     let reader = BufReader::new(File::open(path).with_context(|| name.clone())?);
     match path.extension().and_then(|extension| extension.to_str()) {
-        Some("csv") => Ok(Box::new(csv_file::read(&name, reader, kind)?)),
+        Some("csv") => Ok(Box::new(csv_file::read(name, reader, kind)?)),
         Some("jsonl" | "ndjson" | "json") => Ok(Box::new(json_lines::read(name, reader))),
         _ => bail!("{name}: neither a folder nor a .jsonl, .ndjson, .json or .csv file"),
     }
