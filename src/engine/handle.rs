@@ -58,7 +58,7 @@ impl Engine {
         let mut loaded = Vec::new();
         for (name, from) in models {
             let parts = model::load(&from.path, from.dtype, &device)
-                .map_err(|source| EngineError::Model { name: name.clone(), source })?;
+                .map_err(|source| EngineError::Model { name: name.clone(), source: Box::new(source) })?;
             let description = ModelDescription {
                 name: name.clone(),
                 architecture: parts.architecture,

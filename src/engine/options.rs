@@ -49,7 +49,7 @@ pub enum EngineError {
     #[error("engine.device: {0}")]
     Device(#[source] ModelError),
     #[error("models.{name}: {source}")]
-    Model { name: String, source: ModelError },
+    Model { name: String, source: Box<ModelError> },
     #[error("models.{name} was loaded but its first computation failed: {detail}")]
     Probe { name: String, detail: String },
     #[error("the device thread cannot be started: {0}")]
