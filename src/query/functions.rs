@@ -98,7 +98,7 @@ impl Operand {
         matches!(self.lists.data_type(), DataType::List(item) if item.data_type() == &DataType::Float64)
     }
 
-    fn vectors<T: ArrowPrimitiveType>(&self) -> impl Fn(usize) -> Option<&[T::Native]> {
+    fn vectors<'a, T: ArrowPrimitiveType>(&'a self) -> impl Fn(usize) -> Option<&'a [T::Native]> {
         let lists = self.lists.as_list::<i32>();
         let numbers = lists.values().as_primitive::<T>();
         let offsets = lists.value_offsets();

@@ -2,6 +2,8 @@
 
 mod catalog;
 mod error;
+#[cfg(test)]
+mod fixture;
 pub mod functions;
 pub mod print;
 pub mod prompt;

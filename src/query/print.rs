@@ -231,3 +231,106 @@ fn short_list(list: &ArrayRef) -> String {
     }
     format!("[{}]", parts.join(", "))
 }
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use parquet::arrow::arrow_reader::ParquetRecordBatchReaderBuilder;
+
+    use super::*;
+    use crate::query::QuerySession;
+    use crate::query::fixture::{append_results, job};
+
+    async fn printed(sql: &str, format: Format) -> Vec<u8> {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, Some(1_000_000), false), ("b,c", 1, None, true)]).await;
+        let session = QuerySession::open(&[job(base.path(), "demo")], None).await.unwrap();
+        let mut output = Vec::new();
+        write(session.run(sql).await.unwrap(), format, &mut output).await.unwrap();
+        output
+    }
+
+    async fn text(sql: &str, format: Format) -> String {
+        String::from_utf8(printed(sql, format).await).unwrap()
+    }
+
+    const ROWS: &str = "SELECT asset_id, event_time, headers, deleted FROM results ORDER BY asset_id";
+
+    #[tokio::test]
+    async fn a_table_shortens_embeddings() {
+        let table = text("SELECT asset_id, image_embedding AS v, [1.5, 2.0] AS w FROM results ORDER BY 1", Format::Table);
+        let expected = "\
++----------+------------------------------+------------------+
+| asset_id | v                            | w                |
++----------+------------------------------+------------------+
+| a        | [1.0000, 1.0000, … 64 values] | [1.5000, 2.0000] |
+| b,c      | [2.0000, 1.0000, … 64 values] | [1.5000, 2.0000] |
++----------+------------------------------+------------------+
+";
+        let squeezed = |text: &str| text.replace(['-', ' '], "");
+        assert_eq!(squeezed(&table.await), squeezed(expected));
+    }
+
+    #[tokio::test]
+    async fn json_is_one_array_of_objects_on_lines_of_their_own() {
+        let expected = r#"[
+{"asset_id":"a","event_time":"1970-01-01T00:00:01Z","headers":{"trace":"a\"b"},"deleted":false},
+{"asset_id":"b,c","event_time":null,"headers":{"trace":"a\"b"},"deleted":true}
+]
+"#;
+        assert_eq!(text(ROWS, Format::Json).await, expected);
+    }
+
+    #[tokio::test]
+    async fn csv_quotes_cells_and_writes_nested_values_as_json() {
+        let expected = r#"asset_id,event_time,headers,deleted
+a,1970-01-01T00:00:01Z,"{""trace"":""a\""b""}",false
+"b,c",,"{""trace"":""a\""b""}",true
+"#;
+        assert_eq!(text(ROWS, Format::Csv).await, expected);
+        let lists = text("SELECT [1, NULL, 3] AS list, NULL AS nothing", Format::Csv).await;
+        assert_eq!(lists, "list,nothing\n\"[1,null,3]\",\n");
+    }
+
+    #[tokio::test]
+    async fn parquet_is_read_back_with_its_types() {
+        let bytes = printed("SELECT asset_id, image_embedding FROM results ORDER BY 1", Format::Parquet).await;
+        let reader = ParquetRecordBatchReaderBuilder::try_new(Bytes::from(bytes)).unwrap().build().unwrap();
+        let batches: Vec<RecordBatch> = reader.map(Result::unwrap).collect();
+        assert_eq!(count(&batches), 2);
+        let wide = DataType::new_list(DataType::Float64, true);
+        let embedding = cast(batches[0].column(1), &wide).unwrap().as_list::<i32>().value(1);
+        assert_eq!((embedding.len(), embedding.as_primitive::<Float64Type>().value(0)), (64, 2.0));
+    }
+
+    #[tokio::test]
+    async fn an_answer_without_rows_is_complete_in_each_format() {
+        let none = "SELECT asset_id, headers FROM results WHERE false";
+        assert_eq!(serde_json::from_str::<serde_json::Value>(&text(none, Format::Json).await).unwrap(), serde_json::json!([]));
+        assert_eq!(text(none, Format::Csv).await, "asset_id,headers\n");
+        assert!(text(none, Format::Table).await.contains("| asset_id | headers |"));
+        let parquet = Bytes::from(printed(none, Format::Parquet).await);
+        assert_eq!(ParquetRecordBatchReaderBuilder::try_new(parquet).unwrap().schema().fields().len(), 2);
+    }
+
+    #[tokio::test]
+    async fn a_closed_pipe_keeps_its_kind_in_each_format() {
+        struct Closed;
+        impl Write for Closed {
+            fn write(&mut self, _bytes: &[u8]) -> std::io::Result<usize> {
+                Err(std::io::ErrorKind::BrokenPipe.into())
+            }
+            fn flush(&mut self) -> std::io::Result<()> {
+                Ok(())
+            }
+        }
+        let base = tempfile::tempdir().unwrap();
+        let session = QuerySession::open(&[job(base.path(), "demo")], None).await.unwrap();
+        for format in [Format::Table, Format::Json, Format::Csv, Format::Parquet] {
+            let batches = session.run("SELECT 1 AS one").await.unwrap();
+            let error = write(batches, format, &mut Closed).await.unwrap_err();
+            let closed = matches!(&error, QueryError::Output(error) if error.kind() == std::io::ErrorKind::BrokenPipe);
+            assert!(closed, "{format:?}: {error:?}");
+        }
+    }
+}

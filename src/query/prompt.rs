@@ -222,3 +222,91 @@ fn statement_end(text: &str) -> Option<usize> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::VecDeque;
+
+    use super::*;
+    use crate::query::fixture::{append_results, job};
+
+    #[derive(Default)]
+    struct Script {
+        inputs: VecDeque<Input>,
+        prompts: Vec<String>,
+        remembered: Vec<String>,
+    }
+
+    impl Lines for Script {
+        fn read(&mut self, prompt: &str) -> Result<Input, QueryError> {
+            self.prompts.push(prompt.to_owned());
+            Ok(self.inputs.pop_front().unwrap_or(Input::End))
+        }
+
+        fn remember(&mut self, statement: &str) {
+            self.remembered.push(statement.to_owned());
+        }
+    }
+
+    async fn talk<F: Future<Output = ()>>(inputs: &[Input], interrupt: impl Fn() -> F) -> (Script, String, String) {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, None, false)]).await;
+        let session = QuerySession::open(&[job(base.path(), "demo")], None).await.unwrap();
+        let mut script = Script { inputs: inputs.iter().cloned().collect(), ..Script::default() };
+        let (mut answers, mut messages) = (Vec::new(), Vec::new());
+        let screen = Screen { answers: &mut answers, messages: &mut messages };
+        converse(&session, &mut script, Format::Csv, screen, interrupt).await.unwrap();
+        (script, String::from_utf8(answers).unwrap(), String::from_utf8(messages).unwrap())
+    }
+
+    fn line(text: &str) -> Input {
+        Input::Line(text.to_owned())
+    }
+
+    #[tokio::test]
+    async fn a_statement_spans_lines_and_one_line_may_hold_two() {
+        let inputs = [line("SELECT asset_id"), line("FROM results; SELECT 1 AS one;")];
+        let (script, answers, messages) = talk(&inputs, std::future::pending::<()>).await;
+        assert_eq!(answers, "asset_id\na\none\n1\n");
+        assert_eq!(messages, "1 row\n1 row\n");
+        assert_eq!(script.prompts, ["assay> ", "  ...> ", "assay> "]);
+        assert_eq!(script.remembered, ["SELECT asset_id\nFROM results;", "SELECT 1 AS one;"]);
+    }
+
+    #[tokio::test]
+    async fn an_error_does_not_end_the_conversation_and_q_does() {
+        let inputs = [line("SELECT wrong FROM results;"), line("SELECT 2 AS two;"), line("\\q"), line("SELECT 3;")];
+        let (script, answers, messages) = talk(&inputs, std::future::pending::<()>).await;
+        assert_eq!(answers, "two\n2\n");
+        assert!(messages.contains("wrong"), "{messages}");
+        assert_eq!(script.inputs.len(), 1);
+    }
+
+    #[tokio::test]
+    async fn commands_list_and_describe_tables() {
+        let inputs = [line("\\d"), line("\\d latest"), line("\\x")];
+        let (_, answers, messages) = talk(&inputs, std::future::pending::<()>).await;
+        assert!(answers.starts_with("demo.latest\ndemo.results\ndemo.rejections  (nothing written yet)\n"), "{answers}");
+        assert!(answers.contains("image_embedding"), "{answers}");
+        assert!(messages.contains("\\x is no command"), "{messages}");
+    }
+
+    #[tokio::test]
+    async fn an_interrupt_stops_the_statement_or_forgets_what_was_begun() {
+        let endless = "SELECT count(*) FROM generate_series(1, 4000000000) a, generate_series(1, 4000000000) b;";
+        let inputs = [line("SELECT 1,"), Input::Interrupted, line(endless), line("\\d")];
+        let (script, answers, messages) = talk(&inputs, || std::future::ready(())).await;
+        assert_eq!(messages, "stopped\n");
+        assert_eq!(script.prompts[2], "assay> ");
+        assert!(answers.starts_with("demo.latest"), "{answers}");
+    }
+
+    #[test]
+    fn a_semicolon_in_quotes_or_comments_ends_nothing() {
+        for text in ["SELECT ';'", "SELECT \";\"", "SELECT 1 -- ;", "SELECT /* ; ' */ 1", "SELECT 'it''s ;'"] {
+            assert_eq!(statement_end(text), None, "{text}");
+        }
+        assert_eq!(statement_end("SELECT '\"'; x"), Some(11));
+        assert_eq!(statement_end("SELECT 1 -- '\n; x"), Some(15));
+    }
+}

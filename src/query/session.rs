@@ -197,3 +197,220 @@ fn verb(statement: &Statement) -> String {
         other => other.to_string().split_whitespace().next().unwrap_or_default().to_uppercase(),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use datafusion::arrow::util::pretty::pretty_format_batches;
+    use futures::TryStreamExt;
+
+    use super::*;
+    use crate::query::Format;
+    use crate::query::fixture::{append_rejection, append_results, job};
+    use crate::query::print;
+
+    async fn answer(session: &QuerySession, sql: &str) -> Result<String, QueryError> {
+        let mut output = Vec::new();
+        print::write(session.run(sql).await?, Format::Csv, &mut output).await?;
+        Ok(String::from_utf8(output).unwrap())
+    }
+
+    async fn open(base: &Path, jobs: &[&str], default_job: Option<&str>) -> Result<QuerySession, QueryError> {
+        let tables: Vec<_> = jobs.iter().map(|name| job(base, name)).collect();
+        QuerySession::open(&tables, default_job).await
+    }
+
+    #[tokio::test]
+    async fn latest_follows_event_time_then_offset_and_leaves_removed_assets_out() {
+        let base = tempfile::tempdir().unwrap();
+        let rows = [
+            ("late", 0, Some(300), false),
+            ("late", 1, Some(100), false),
+            ("tie", 2, Some(100), false),
+            ("tie", 3, Some(100), false),
+            ("timeless", 4, Some(1), false),
+            ("timeless", 5, None, false),
+            ("never-timed", 6, None, false),
+            ("never-timed", 7, None, false),
+            ("removed", 8, Some(100), false),
+            ("removed", 9, Some(200), true),
+            ("again", 10, Some(100), true),
+            ("old-tombstone", 11, Some(200), false),
+        ];
+        append_results(base.path(), "demo", &rows).await;
+        append_results(base.path(), "demo", &[("again", 12, Some(200), false), ("old-tombstone", 13, Some(1), true)])
+            .await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let latest = answer(&session, "SELECT asset_id, \"offset\" FROM latest ORDER BY asset_id").await.unwrap();
+        let expected =
+            "asset_id,offset\nagain,12\nlate,0\nnever-timed,7\nold-tombstone,11\ntie,3\ntimeless,4\n";
+        assert_eq!(latest, expected);
+    }
+
+    #[tokio::test]
+    async fn a_condition_on_latest_is_asked_of_last_rows_only() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, Some(1), false), ("a", 1, Some(2), false)]).await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let old = answer(&session, "SELECT asset_id FROM latest WHERE \"offset\" = 0").await.unwrap();
+        assert_eq!(old, "asset_id\n");
+        let all = answer(&session, "SELECT * FROM latest WHERE asset_id = 'a'").await.unwrap();
+        assert!(all.starts_with("asset_id,topic,partition,offset,event_time,headers,deleted,image_embedding\na,"), "{all}");
+        assert_eq!(all.lines().count(), 2);
+    }
+
+    #[tokio::test]
+    async fn embeddings_are_read_only_when_they_are_selected() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, Some(1), false)]).await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let plan = async |columns: &str| {
+            let plan = session.context.sql(&format!("SELECT {columns} FROM latest")).await.unwrap();
+            let plan = plan.create_physical_plan().await.unwrap();
+            datafusion::physical_plan::displayable(plan.as_ref()).indent(true).to_string()
+        };
+        let narrow = plan("asset_id").await;
+        assert!(narrow.contains("event_time") && !narrow.contains("image_embedding"), "{narrow}");
+        assert!(!narrow.contains("headers"), "{narrow}");
+        let wide = plan("asset_id, image_embedding").await;
+        assert!(wide.contains("image_embedding"), "{wide}");
+    }
+
+    #[tokio::test]
+    async fn a_job_is_a_schema_by_its_name_with_underscores_and_by_its_quoted_name() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "ad-copy", &[("ad", 0, Some(1), false)]).await;
+        append_results(base.path(), "product-embedding", &[("product", 0, Some(1), false)]).await;
+        append_rejection(base.path(), "ad-copy", "bad", "schema").await;
+        let session = open(base.path(), &["ad-copy", "product-embedding"], Some("ad-copy")).await.unwrap();
+        for (sql, expected) in [
+            ("SELECT asset_id FROM results", "ad"),
+            ("SELECT asset_id FROM rejections;", "bad"),
+            ("SELECT asset_id FROM product_embedding.latest", "product"),
+            ("SELECT asset_id FROM \"product-embedding\".results", "product"),
+        ] {
+            assert_eq!(answer(&session, sql).await.unwrap(), format!("asset_id\n{expected}\n"), "{sql}");
+        }
+        let both = "SELECT count(*) AS n FROM results a JOIN product_embedding.results b USING (\"offset\")";
+        assert_eq!(answer(&session, both).await.unwrap(), "n\n1\n");
+    }
+
+    #[tokio::test]
+    async fn without_a_default_job_a_bare_name_is_explained() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "b", &[("x", 0, None, false)]).await;
+        let session = open(base.path(), &["a-1", "b"], None).await.unwrap();
+        let error = answer(&session, "SELECT * FROM latest").await.unwrap_err();
+        assert!(error.to_string().contains("for example a_1.latest"), "{error}");
+        assert_eq!(answer(&session, "SELECT asset_id FROM b.latest").await.unwrap(), "asset_id\nx\n");
+    }
+
+    #[tokio::test]
+    async fn a_table_that_was_never_written_says_so_and_is_found_once_it_is() {
+        let base = tempfile::tempdir().unwrap();
+        let session = open(base.path(), &["new-job"], None).await.unwrap();
+        assert!(session.tables().await.iter().all(|name| !name.written));
+        for table in ["results", "latest"] {
+            let error = answer(&session, &format!("SELECT * FROM {table}")).await.unwrap_err();
+            assert!(matches!(&error, QueryError::NothingWritten { job, .. } if job == "new-job"), "{error:?}");
+        }
+        append_results(base.path(), "new-job", &[("a", 0, None, false)]).await;
+        assert_eq!(answer(&session, "SELECT asset_id FROM latest").await.unwrap(), "asset_id\na\n");
+        append_results(base.path(), "new-job", &[("b", 1, None, false)]).await;
+        assert_eq!(answer(&session, "SELECT count(*) AS n FROM results").await.unwrap(), "n\n2\n");
+        let shown = answer(&session, "SHOW TABLES").await.unwrap();
+        assert!(shown.contains("new_job,latest,VIEW") && !shown.contains("rejections"), "{shown}");
+    }
+
+    #[tokio::test]
+    async fn statements_that_change_something_are_refused_and_questions_are_not() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, None, false)]).await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let file = base.path().join("out.csv");
+        for sql in [
+            "DROP TABLE results".to_owned(),
+            "DELETE FROM results".to_owned(),
+            "UPDATE results SET deleted = true".to_owned(),
+            "INSERT INTO results SELECT * FROM results".to_owned(),
+            "CREATE TABLE t AS SELECT 1".to_owned(),
+            "CREATE VIEW v AS SELECT 1".to_owned(),
+            format!("CREATE EXTERNAL TABLE t STORED AS CSV LOCATION '{}'", file.display()),
+            format!("COPY (SELECT 1) TO '{}'", file.display()),
+            format!("EXPLAIN ANALYZE COPY (SELECT 1) TO '{}'", file.display()),
+            "SET datafusion.execution.batch_size = 1".to_owned(),
+            "RESET datafusion.execution.batch_size".to_owned(),
+            "PREPARE p AS SELECT 1".to_owned(),
+        ] {
+            let error = answer(&session, &sql).await.unwrap_err();
+            assert!(matches!(error, QueryError::Refused { .. }), "{sql}: {error:?}");
+        }
+        assert!(!file.exists());
+        std::fs::write(&file, "a\n1\n").unwrap();
+        let direct = answer(&session, &format!("SELECT * FROM '{}'", file.display())).await.unwrap_err();
+        assert!(matches!(direct, QueryError::Statement { .. }), "{direct:?}");
+        for sql in ["EXPLAIN SELECT * FROM latest", "DESCRIBE latest", "SHOW COLUMNS FROM results", "SHOW TABLES"] {
+            assert!(answer(&session, sql).await.unwrap().lines().count() > 1, "{sql}");
+        }
+    }
+
+    #[tokio::test]
+    async fn unknown_columns_and_broken_sql_are_explained_in_one_line() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, None, false)]).await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        for (sql, part) in [
+            ("SELECT asset_idd FROM results", "Did you mean"),
+            ("SELECT 1 FROM nothing", "nothing"),
+            ("SELEC 1", "SELEC"),
+        ] {
+            let error = answer(&session, sql).await.unwrap_err();
+            assert!(matches!(error, QueryError::Statement { .. }), "{sql}: {error:?}");
+            assert!(error.to_string().contains(part) && error.to_string().lines().count() == 1, "{sql}: {error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn similarity_orders_rows_by_their_embedding() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("far", 0, None, false), ("near", 10_000, None, false)]).await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let sql = "SELECT asset_id FROM latest ORDER BY cosine_similarity(image_embedding, \
+                   (SELECT image_embedding FROM results WHERE asset_id = 'near')) DESC";
+        assert_eq!(answer(&session, sql).await.unwrap(), "asset_id\nnear\nfar\n");
+    }
+
+    #[tokio::test]
+    async fn a_query_over_its_memory_limit_says_so() {
+        let base = tempfile::tempdir().unwrap();
+        let options = Options { memory: ByteSize::kib(64) };
+        let session = QuerySession::open_with(&[job(base.path(), "demo")], None, &options).await.unwrap();
+        let sql = "SELECT value, count(*) FROM generate_series(1, 1000000) GROUP BY value ORDER BY value DESC LIMIT 1";
+        let error = match session.run(sql).await {
+            Ok(batches) => batches.try_collect::<Vec<_>>().await.map_err(QueryError::from).unwrap_err(),
+            Err(error) => error,
+        };
+        assert!(matches!(error, QueryError::Memory { .. }), "{error:?}");
+    }
+
+    #[tokio::test]
+    async fn jobs_that_cannot_be_told_apart_and_unknown_defaults_are_refused() {
+        let base = tempfile::tempdir().unwrap();
+        let clash = open(base.path(), &["a-b", "a_b"], None).await.unwrap_err();
+        assert!(matches!(clash, QueryError::NameClash { .. }), "{clash:?}");
+        let unknown = open(base.path(), &["a", "b"], Some("c")).await.unwrap_err();
+        assert_eq!(unknown.to_string(), "there is no job c; the jobs are: a, b");
+    }
+
+    #[tokio::test]
+    async fn options_never_show_in_debug_output() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, None, false)]).await;
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let batches: Vec<_> = session.run("SHOW ALL").await.unwrap().try_collect().await.unwrap();
+        let shown = pretty_format_batches(&batches).unwrap();
+        let debugged = format!("{session:?} {:?} {shown}", job(base.path(), "demo"));
+        assert!(!debugged.contains("hidden"), "{debugged}");
+    }
+}
