@@ -12,7 +12,6 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
 use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
-use datafusion::common::Column;
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::functions_window::expr_fn::row_number;
@@ -244,10 +243,8 @@ fn latest(results: Arc<dyn TableProvider>) -> Result<LogicalPlan> {
         .partition_by(vec![ident("asset_id")])
         .order_by(["event_time", "offset", "topic", "partition"].map(newest_first).to_vec())
         .build()?;
-    let age_column = Expr::Column(Column::from_name(age.schema_name().to_string()));
-    LogicalPlanBuilder::scan(RESULTS, provider_as_source(results), None)?
-        .window([age])?
-        .filter(age_column.eq(lit(1_u64)).and(ident("deleted").is_not_true()))?
-        .project(columns)?
-        .build()
+    let aged = LogicalPlanBuilder::scan(RESULTS, provider_as_source(results), None)?.window([age])?;
+    // A window adds its column behind those of its input, under a name that only the planner knows.
+    let age_column = aged.schema().columns().pop().map(Expr::Column).expect("a window adds a column");
+    aged.filter(age_column.eq(lit(1_u64)).and(ident("deleted").is_not_true()))?.project(columns)?.build()
 }

@@ -49,11 +49,7 @@ pub(super) async fn append_results(base: &Path, name: &str, rows: &[Result]) {
         ("event_time", Arc::new(times), true),
         ("headers", Arc::new(headers.finish()), true),
         ("deleted", Arc::new(BooleanArray::from_iter(rows.iter().map(|row| Some(row.3)))), false),
-        (
-            "image_embedding",
-            Arc::new(ListArray::from_iter_primitive::<Float32Type, _, _>(embeddings)),
-            true,
-        ),
+        ("image_embedding", Arc::new(ListArray::from_iter_primitive::<Float32Type, _, _>(embeddings)), true),
     ];
     append(base, name, "results", columns).await;
 }

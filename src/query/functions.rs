@@ -200,7 +200,7 @@ mod tests {
 
     #[tokio::test]
     async fn constants_give_a_constant_and_opposites_give_minus_one() {
-        assert_eq!(evaluate("SELECT cosine_similarity([1.0, 2.0], [-2.0, -4.0])").await.unwrap(), [Some(-1.0)]);
+        assert_eq!(evaluate("SELECT cosine_similarity([3.0, 4.0], [-6.0, -8.0])").await.unwrap(), [Some(-1.0)]);
         assert_eq!(evaluate("SELECT cosine_similarity(NULL, [1.0])").await.unwrap(), [None]);
         assert_eq!(evaluate("SELECT cosine_similarity([1.0, NULL], [1.0, 2.0])").await.unwrap(), [None]);
     }

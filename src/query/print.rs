@@ -258,7 +258,8 @@ mod tests {
 
     #[tokio::test]
     async fn a_table_shortens_embeddings() {
-        let table = text("SELECT asset_id, image_embedding AS v, [1.5, 2.0] AS w FROM results ORDER BY 1", Format::Table);
+        let table =
+            text("SELECT asset_id, image_embedding AS v, [1.5, 2.0] AS w FROM results ORDER BY 1", Format::Table);
         let expected = "\
 +----------+------------------------------+------------------+
 | asset_id | v                            | w                |
@@ -306,7 +307,10 @@ a,1970-01-01T00:00:01Z,"{""trace"":""a\""b""}",false
     #[tokio::test]
     async fn an_answer_without_rows_is_complete_in_each_format() {
         let none = "SELECT asset_id, headers FROM results WHERE false";
-        assert_eq!(serde_json::from_str::<serde_json::Value>(&text(none, Format::Json).await).unwrap(), serde_json::json!([]));
+        assert_eq!(
+            serde_json::from_str::<serde_json::Value>(&text(none, Format::Json).await).unwrap(),
+            serde_json::json!([])
+        );
         assert_eq!(text(none, Format::Csv).await, "asset_id,headers\n");
         assert!(text(none, Format::Table).await.contains("| asset_id | headers |"));
         let parquet = Bytes::from(printed(none, Format::Parquet).await);

