@@ -6,6 +6,7 @@
 //! record of an older epoch is dropped; the thread that polls is the one that closes the consumer.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::mpsc::Receiver;
 use std::sync::{Arc, Mutex};
 use std::thread;
 use std::time::{Duration, Instant};
@@ -95,12 +96,15 @@ impl KafkaSource {
         control: &mpsc::Sender<Rebalance>,
     ) -> Result<oneshot::Receiver<()>, SourceError> {
         let (config, mailbox) = &self.members[topic];
-        let context = Context::new(topic.clone(), self.shared.clone(), mailbox.clone(), control.clone());
+        let context = Context::new(topic.clone(), self.shared.clone(), control.clone());
         let consumer: BaseConsumer<Context> =
             config.create_with_context(context).map_err(|error| configuration(error.to_string()))?;
         consumer.subscribe(&[topic]).map_err(|error| configuration(error.to_string()))?;
+        let consumer = Arc::new(consumer);
+        let committer = commit_on_thread(consumer.clone(), mailbox.open(), topic)?;
         let member = Member {
             consumer,
+            committer,
             flow: flow.clone(),
             shared: self.shared.clone(),
             mailbox: mailbox.clone(),
@@ -115,7 +119,7 @@ impl KafkaSource {
         thread::Builder::new()
             .name(format!("kafka-{topic}"))
             .spawn(move || member.run(end))
-            .map_err(|error| SourceError::Unavailable { detail: format!("no polling thread: {error}") })?;
+            .map_err(|error| no_thread(&error))?;
         Ok(ended)
     }
 
@@ -211,7 +215,8 @@ impl Drop for KafkaSource {
 
 /// The polling thread of one topic.
 struct Member {
-    consumer: BaseConsumer<Context>,
+    consumer: Arc<BaseConsumer<Context>>,
+    committer: thread::JoinHandle<()>,
     flow: mpsc::Sender<Flow>,
     shared: Arc<Shared>,
     mailbox: Arc<Mailbox>,
@@ -230,10 +235,26 @@ impl Member {
         if let Err(error) = self.read() {
             self.shared.fail(error);
         }
-        // Dropping the consumer leaves the group, with the revocation that goes with it.
+        self.leave();
         drop(self);
         // Nobody may be waiting.
         let _ = end.send(());
+    }
+
+    /// Leaves the group, with the revocation that goes with it; commits are still taken until that is answered.
+    fn leave(&self) {
+        if let Err(error) = self.consumer.close_queue() {
+            tracing::warn!(%error, "the consumer group could not be left");
+            return;
+        }
+        while !self.consumer.closed() {
+            self.consumer.poll(POLL);
+        }
+        self.mailbox.shut();
+        let asked = Instant::now();
+        while !self.committer.is_finished() && asked.elapsed() < COMMIT {
+            thread::sleep(REST);
+        }
     }
 
     fn read(&mut self) -> Result<(), SourceError> {
@@ -375,28 +396,14 @@ impl Member {
     }
 
     fn serve_wishes(&mut self) -> Result<(), SourceError> {
-        let Some((reassign, commits)) = self.mailbox.take() else { return Ok(()) };
-        for request in commits {
-            self.commit(request);
-        }
-        let ours: Vec<_> = reassign.into_iter().filter(|number| self.claim_epoch(*number).is_some()).collect();
+        let wanted = self.mailbox.take_reassign();
+        let ours: Vec<_> = wanted.into_iter().filter(|number| self.claim_epoch(*number).is_some()).collect();
         if ours.is_empty() { Ok(()) } else { self.reassign(ours) }
-    }
-
-    fn commit(&self, CommitRequest { positions, answer }: CommitRequest) {
-        let context = self.consumer.context();
-        match self.consumer.commit(&context.offsets(&positions), CommitMode::Async) {
-            Ok(()) => context.expect_commit(positions, answer),
-            Err(error) => {
-                // Whoever stopped waiting needs no answer.
-                let _ = answer.send(Err(SourceError::Unavailable { detail: error.to_string() }));
-            }
-        }
     }
 
     fn reassign(&mut self, partitions: Vec<i32>) -> Result<(), SourceError> {
         let context = self.consumer.context().clone();
-        let Some(starts) = context.claim_anew(partitions, &|| context.serve_commits(&self.consumer)) else {
+        let Some(starts) = context.claim_anew(partitions) else {
             self.shared.close();
             return Ok(());
         };
@@ -422,7 +429,39 @@ impl Drop for Member {
             self.shared.fail(SourceError::Unavailable { detail: "the polling thread panicked".to_owned() });
         }
         self.shared.close();
+        self.mailbox.shut();
     }
+}
+
+/// Commits on a thread of its own: the library reports the outcome of a commit only to a caller that waits for it, and
+/// the polling thread neither may wait nor could serve a commit while a rebalance callback holds it.
+fn commit_on_thread(
+    consumer: Arc<BaseConsumer<Context>>,
+    requests: Receiver<CommitRequest>,
+    topic: &str,
+) -> Result<thread::JoinHandle<()>, SourceError> {
+    let commit = move || {
+        for CommitRequest { positions, answer } in requests {
+            let context = consumer.context();
+            let outcome = if consumer.closed() {
+                Err(SourceError::Closed)
+            } else {
+                consumer.commit(&context.offsets(&positions), CommitMode::Sync).map_err(|error| {
+                    SourceError::Unavailable { detail: format!("offsets were not committed: {error}") }
+                })
+            };
+            if outcome.is_ok() {
+                context.note_done(&positions);
+            }
+            // Whoever stopped waiting needs no answer.
+            let _ = answer.send(outcome);
+        }
+    };
+    thread::Builder::new().name(format!("kafka-commit-{topic}")).spawn(commit).map_err(|error| no_thread(&error))
+}
+
+fn no_thread(error: &std::io::Error) -> SourceError {
+    SourceError::Unavailable { detail: format!("a thread could not be started: {error}") }
 }
 
 /// None for a record that is not ours (any more) or was read before; an error when the log does not fit the tables.

@@ -358,7 +358,7 @@ fn the_end_of_a_partition_names_its_offset_in_this_version_of_the_library() {
         }
     });
     let shared = Arc::new(Shared::new("job", Arc::new(Metrics::new())));
-    let context = Context::new("t".into(), shared, Arc::default(), control);
+    let context = Context::new("t".into(), shared, control);
     let consumer: BaseConsumer<Context> = options.member("group", None).unwrap().create_with_context(context).unwrap();
     consumer.subscribe(&["t"]).unwrap();
     let deadline = std::time::Instant::now() + SOON;
