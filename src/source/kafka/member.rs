@@ -6,6 +6,7 @@ use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -13,6 +14,10 @@ use crate::domain::Epoch;
 use crate::metrics::Metrics;
 use crate::source::api::SourceError;
 
+/// Records that wait for the coordinator at most.
+pub const FLOW_CAPACITY: usize = 1024;
+/// How long a commit of offsets may take.
+pub const COMMIT: Duration = Duration::from_secs(15);
 /// Commits that wait for the broker at most, per topic.
 const COMMITS_WAITING: usize = 64;
 
