@@ -4,7 +4,8 @@
 //! committed offsets and classic consumer groups including cooperative-sticky. It does not support: creating topics
 //! over the admin API (use [`EmbeddedBroker::create_topic`]), control records (transactions leave no markers),
 //! compaction, access control, TLS, and partitions of more than 5 MiB or 100,000 messages (the oldest are dropped).
-//! The first join of a group takes three seconds.
+//! The first join of a group takes three seconds, so session.timeout.ms must be longer; a later change of its members
+//! takes about the session timeout less one second.
 
 use std::sync::mpsc::{SyncSender, sync_channel};
 use std::thread::JoinHandle;

@@ -4,7 +4,9 @@
 
 use std::collections::BTreeSet;
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
+use std::sync::mpsc::{Receiver, SyncSender, TrySendError, sync_channel};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use tokio::sync::oneshot;
 
@@ -12,6 +14,10 @@ use crate::domain::Epoch;
 use crate::metrics::Metrics;
 use crate::source::api::SourceError;
 
+/// Records that wait for the coordinator at most.
+pub const FLOW_CAPACITY: usize = 1024;
+/// How long a commit of offsets may take.
+pub const COMMIT: Duration = Duration::from_secs(15);
 /// Commits that wait for the broker at most, per topic.
 const COMMITS_WAITING: usize = 64;
 
@@ -87,13 +93,13 @@ pub struct CommitRequest {
     pub answer: CommitAnswer,
 }
 
-/// Wishes for one polling thread.
+/// Wishes for the threads of one topic.
 #[derive(Default)]
 pub struct Mailbox {
-    // Spares the thread two locks per record.
+    // Spares the polling thread a lock per record.
     filled: AtomicBool,
     reassign: Mutex<BTreeSet<i32>>,
-    commits: Mutex<Vec<CommitRequest>>,
+    commits: Mutex<Option<SyncSender<CommitRequest>>>,
 }
 
 impl Mailbox {
@@ -102,29 +108,42 @@ impl Mailbox {
         self.filled.store(true, Ordering::Release);
     }
 
-    /// Answers at once when too many commits wait already.
-    pub fn commit(&self, request: CommitRequest) {
-        let mut commits = lock(&self.commits);
-        if commits.len() >= COMMITS_WAITING {
-            let detail = format!("{COMMITS_WAITING} commits of offsets wait already");
-            // A commit that nobody waits for needs no answer.
-            let _ = request.answer.send(Err(SourceError::Unavailable { detail }));
-            return;
+    /// Takes the partitions to assign anew; none when there is nothing new.
+    pub fn take_reassign(&self) -> BTreeSet<i32> {
+        if self.filled.swap(false, Ordering::AcqRel) {
+            std::mem::take(&mut *lock(&self.reassign))
+        } else {
+            BTreeSet::new()
         }
-        commits.push(request);
-        self.filled.store(true, Ordering::Release);
     }
 
-    /// Takes all wishes, or none when there is nothing new.
-    pub fn take(&self) -> Option<(BTreeSet<i32>, Vec<CommitRequest>)> {
-        self.filled
-            .swap(false, Ordering::AcqRel)
-            .then(|| (std::mem::take(&mut *lock(&self.reassign)), self.take_commits()))
+    /// Lets commits come; the thread that reads them ends after [`Self::shut`].
+    pub fn open(&self) -> Receiver<CommitRequest> {
+        let (sender, receiver) = sync_channel(COMMITS_WAITING);
+        *lock(&self.commits) = Some(sender);
+        receiver
     }
 
-    /// Takes the commits alone.
-    pub fn take_commits(&self) -> Vec<CommitRequest> {
-        std::mem::take(&mut *lock(&self.commits))
+    /// Answers later commits with [`SourceError::Closed`].
+    pub fn shut(&self) {
+        *lock(&self.commits) = None;
+    }
+
+    /// Hands a commit over. Answers at once when the mailbox is not open or too many wait already.
+    pub fn commit(&self, request: CommitRequest) {
+        let (request, error) = match lock(&self.commits).as_ref() {
+            None => (request, SourceError::Closed),
+            Some(commits) => match commits.try_send(request) {
+                Ok(()) => return,
+                Err(TrySendError::Disconnected(request)) => (request, SourceError::Closed),
+                Err(TrySendError::Full(request)) => {
+                    let detail = format!("{COMMITS_WAITING} commits of offsets wait already");
+                    (request, SourceError::Unavailable { detail })
+                }
+            },
+        };
+        // A commit that nobody waits for needs no answer.
+        let _ = request.answer.send(Err(error));
     }
 }
 
@@ -140,6 +159,7 @@ mod tests {
     #[test]
     fn commits_beyond_the_limit_are_refused_at_once() {
         let mailbox = Mailbox::default();
+        let waiting = mailbox.open();
         let mut answers: Vec<_> = (0..=COMMITS_WAITING)
             .map(|_| {
                 let (answer, outcome) = oneshot::channel();
@@ -149,8 +169,8 @@ mod tests {
             .collect();
         assert!(answers.pop().unwrap().try_recv().unwrap().is_err());
         assert!(answers.pop().unwrap().try_recv().is_err());
-        assert_eq!(mailbox.take().unwrap().1.len(), COMMITS_WAITING);
-        assert!(mailbox.take().is_none());
+        mailbox.shut();
+        assert_eq!(waiting.iter().count(), COMMITS_WAITING);
     }
 
     #[test]

@@ -1,6 +1,6 @@
 //! The Kafka source: one consumer-group member per topic, its fences, and what submits records and plays the broker.
 //!
-//! Read `consumer` (the polling thread), then `rebalance` (the fence), then `member` (what both share).
+//! Read `consumer` (the source), then `polling` (its threads), then `rebalance` (the fence).
 
 mod broker;
 mod consumer;
@@ -8,6 +8,7 @@ mod decode;
 mod inspect;
 mod member;
 mod options;
+mod polling;
 mod rebalance;
 mod submit;
 

@@ -8,25 +8,19 @@
 use std::collections::HashMap;
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex};
-use std::thread;
-use std::time::Duration;
 
 use rdkafka::client::ClientContext;
 use rdkafka::config::RDKafkaLogLevel;
-use rdkafka::consumer::{BaseConsumer, CommitMode, Consumer, ConsumerContext, RebalanceProtocol};
+use rdkafka::consumer::{BaseConsumer, Consumer, ConsumerContext, RebalanceProtocol};
 use rdkafka::error::{KafkaError, KafkaResult, RDKafkaErrorCode};
 use rdkafka::statistics::Statistics;
 use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 use rdkafka::types::RDKafkaRespErr;
-use tokio::sync::oneshot::error::TryRecvError;
 use tokio::sync::{mpsc, oneshot};
 
-use super::member::{CommitAnswer, CommitRequest, Mailbox, Shared, lock};
+use super::member::{Shared, lock};
 use crate::domain::{Epoch, TopicPartition};
 use crate::source::api::{Rebalance, SourceError};
-
-/// How long the thread rests between two looks for an answer.
-const REST: Duration = Duration::from_millis(2);
 
 /// One assigned partition.
 #[derive(Debug, Clone, Copy)]
@@ -44,28 +38,17 @@ pub struct Claim {
 pub struct Context {
     topic: Arc<str>,
     shared: Arc<Shared>,
-    mailbox: Arc<Mailbox>,
     control: mpsc::Sender<Rebalance>,
-    // Only the polling thread, on which every callback runs, takes these locks.
+    // Taken for moments only, nearly always by the polling thread, on which every callback runs.
     claims: Mutex<HashMap<i32, Claim>>,
     paused: Mutex<bool>,
-    commits: Mutex<Vec<(Vec<(i32, i64)>, CommitAnswer)>>,
     /// The offset that the last end-of-partition event named; negative when none could be read.
     end: AtomicI64,
 }
 
 impl Context {
-    pub fn new(topic: Arc<str>, shared: Arc<Shared>, mailbox: Arc<Mailbox>, control: mpsc::Sender<Rebalance>) -> Self {
-        Self {
-            topic,
-            shared,
-            mailbox,
-            control,
-            claims: Mutex::default(),
-            paused: Mutex::default(),
-            commits: Mutex::default(),
-            end: AtomicI64::new(-1),
-        }
+    pub fn new(topic: Arc<str>, shared: Arc<Shared>, control: mpsc::Sender<Rebalance>) -> Self {
+        Self { topic, shared, control, claims: Mutex::default(), paused: Mutex::default(), end: AtomicI64::new(-1) }
     }
 
     pub fn topic(&self) -> &str {
@@ -106,25 +89,16 @@ impl Context {
         if paused { consumer.pause(&list) } else { consumer.resume(&list) }
     }
 
-    /// Notes a commit that was sent; the callback answers it.
-    pub fn expect_commit(&self, mut positions: Vec<(i32, i64)>, answer: CommitAnswer) {
-        positions.sort_unstable();
-        let mut commits = lock(&self.commits);
-        // Whoever stopped waiting needs no answer any more.
-        commits.retain(|(_, answer)| !answer.is_closed());
-        commits.push((positions, answer));
-    }
-
     /// Announces partitions under a new epoch and waits for the offsets to start from. None when the coordinator is
-    /// gone; then nothing is claimed. `meanwhile` is called again and again during the wait.
-    pub fn claim_anew(&self, mut partitions: Vec<i32>, meanwhile: &dyn Fn()) -> Option<Vec<(i32, Offset)>> {
+    /// gone; then nothing is claimed.
+    pub fn claim_anew(&self, mut partitions: Vec<i32>) -> Option<Vec<(i32, Offset)>> {
         partitions.sort_unstable();
         let epoch = self.shared.next_epoch();
         lock(&self.claims).retain(|partition, _| !partitions.contains(partition));
         let (resume, answer) = oneshot::channel();
         let announced = partitions.iter().map(|partition| self.topic_partition(*partition)).collect();
         self.control.blocking_send(Rebalance::Assigned { partitions: announced, epoch, resume }).ok()?;
-        let answered: HashMap<_, _> = await_answer(answer, meanwhile)?.into_iter().collect();
+        let answered: HashMap<_, _> = answer.blocking_recv().ok()?.into_iter().collect();
         let mut claims = lock(&self.claims);
         let mut starts = Vec::with_capacity(partitions.len());
         for partition in partitions {
@@ -141,7 +115,7 @@ impl Context {
         let mut starts = TopicPartitionList::with_capacity(partitions.len());
         if !partitions.is_empty() {
             self.count_rebalance("assigned");
-            match self.claim_anew(partitions, &|| self.serve_commits(consumer)) {
+            match self.claim_anew(partitions) {
                 Some(claimed) => {
                     for (partition, offset) in claimed {
                         starts.add_partition_offset(&self.topic, partition, offset)?;
@@ -172,25 +146,12 @@ impl Context {
             let (done, answer) = oneshot::channel();
             if self.control.blocking_send(Rebalance::Revoked { partitions: revoked, done }).is_ok() {
                 // A coordinator that dropped the question holds no commit either.
-                let _ = await_answer(answer, &|| self.serve_commits(consumer));
+                let _ = answer.blocking_recv();
             }
         }
         match consumer.rebalance_protocol() {
             RebalanceProtocol::Cooperative => consumer.incremental_unassign(list),
             _ => consumer.unassign(),
-        }
-    }
-
-    /// Commits inside the callback, where no poll can bring an answer: the coordinator may want a last commit before it
-    /// lets go of a partition.
-    pub fn serve_commits(&self, consumer: &BaseConsumer<Self>) {
-        for CommitRequest { positions, answer } in self.mailbox.take_commits() {
-            let outcome = consumer.commit(&self.offsets(&positions), CommitMode::Sync);
-            if outcome.is_ok() {
-                self.note_done(&positions);
-            }
-            // Whoever stopped waiting needs no answer.
-            let _ = answer.send(outcome.map_err(|error| commit_refused(&error)));
         }
     }
 
@@ -204,7 +165,8 @@ impl Context {
         self.shared.metrics.rebalances_total.with_label_values(&[self.shared.job.as_str(), kind]).inc();
     }
 
-    fn note_done(&self, positions: &[(i32, i64)]) {
+    /// Notes what is done, for the lag.
+    pub fn note_done(&self, positions: &[(i32, i64)]) {
         let mut claims = lock(&self.claims);
         for (partition, position) in positions {
             if let Some(claim) = claims.get_mut(partition) {
@@ -222,28 +184,6 @@ impl ConsumerContext for Context {
         if let Err(error) = outcome {
             let detail = format!("the assignment could not be changed: {error}");
             self.shared.fail(SourceError::Unavailable { detail });
-        }
-    }
-
-    fn commit_callback(&self, result: KafkaResult<()>, offsets: &TopicPartitionList) {
-        let mut positions = Vec::with_capacity(offsets.count());
-        let mut outcome = result.map_err(|error| commit_refused(&error));
-        for element in offsets.elements() {
-            if let Offset::Offset(offset) = element.offset() {
-                positions.push((element.partition(), offset));
-            }
-            if let (Err(error), true) = (element.error(), outcome.is_ok()) {
-                outcome = Err(commit_refused(&error));
-            }
-        }
-        positions.sort_unstable();
-        if outcome.is_ok() {
-            self.note_done(&positions);
-        }
-        let mut commits = lock(&self.commits);
-        if let Some(index) = commits.iter().position(|(expected, _)| *expected == positions) {
-            // Whoever stopped waiting needs no answer.
-            let _ = commits.swap_remove(index).1.send(outcome);
         }
     }
 }
@@ -283,24 +223,6 @@ impl ClientContext for Context {
     }
 }
 
-/// None when whoever should answer is gone.
-fn await_answer<T>(mut answer: oneshot::Receiver<T>, meanwhile: &dyn Fn()) -> Option<T> {
-    loop {
-        match answer.try_recv() {
-            Ok(value) => return Some(value),
-            Err(TryRecvError::Closed) => return None,
-            Err(TryRecvError::Empty) => {
-                meanwhile();
-                thread::sleep(REST);
-            }
-        }
-    }
-}
-
-fn commit_refused(error: &KafkaError) -> SourceError {
-    SourceError::Unavailable { detail: format!("offsets were not committed: {error}") }
-}
-
 /// Reads the fetch position from librdkafka's end-of-partition text, "... at offset N (HighwaterMark M)". It lies behind
 /// control records, unlike the offset of the last record, and the event gives it nowhere else.
 pub fn end_offset(reason: &str) -> Option<i64> {
@@ -324,9 +246,9 @@ mod tests {
     fn a_coordinator_that_is_gone_is_not_waited_for() {
         let shared = Arc::new(Shared::new("j", Arc::new(crate::metrics::Metrics::new())));
         let (control, receiver) = mpsc::channel(1);
-        let context = Context::new("t".into(), shared, Arc::default(), control);
+        let context = Context::new("t".into(), shared, control);
         drop(receiver);
-        assert!(context.claim_anew(vec![0], &|| {}).is_none());
+        assert!(context.claim_anew(vec![0]).is_none());
         assert!(context.claim(0).is_none());
     }
 }

@@ -18,7 +18,8 @@ use crate::source::api::{Flow, Rebalance, Record, Source, SourceError, Streams};
 const SOON: Duration = Duration::from_secs(60);
 
 fn options(broker: &EmbeddedBroker, properties: &[(&str, &str)]) -> KafkaOptions {
-    let quick = [("session.timeout.ms", "2000"), ("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "50")];
+    // The embedded broker forgets members whose session is shorter than its three seconds before a first assignment.
+    let quick = [("session.timeout.ms", "4000"), ("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "50")];
     let properties = quick.iter().chain(properties).map(|(key, value)| (key.to_string(), value.to_string())).collect();
     KafkaOptions { bootstrap_servers: broker.bootstrap_servers().to_owned(), properties }
 }
@@ -256,7 +257,7 @@ async fn a_second_worker_joins_and_leaves_and_every_record_is_read_once() {
 async fn polling_goes_on_while_nothing_flows_and_nothing_is_lost() {
     let broker = EmbeddedBroker::start().unwrap();
     broker.create_topic("t", 2).unwrap();
-    let interval = [("max.poll.interval.ms", "2000")];
+    let interval = [("max.poll.interval.ms", "4000")];
     let options = options(&broker, &interval);
     submit(&options, "t", 2, 0..2500).await;
     let source = source(&options, &["t"], &Arc::new(Metrics::new()));
@@ -265,7 +266,7 @@ async fn polling_goes_on_while_nothing_flows_and_nothing_is_lost() {
     // First the channel is full, then delivery is switched off: a thread that stopped polling would lose its partitions.
     for flowing in [true, false] {
         source.set_flowing(flowing);
-        let quiet = tokio::time::timeout(Duration::from_millis(3500), streams.rebalances.recv()).await;
+        let quiet = tokio::time::timeout(Duration::from_millis(5500), streams.rebalances.recv()).await;
         assert!(quiet.is_err(), "the group was left: {quiet:?}");
     }
     source.set_flowing(true);
@@ -330,7 +331,7 @@ async fn a_topic_that_does_not_exist_is_named() {
 async fn records_that_do_not_arrive_are_counted() {
     let broker = EmbeddedBroker::start().unwrap();
     broker.create_topic("t", 1).unwrap();
-    let submitter = Submitter::new(&options(&broker, &[("delivery.timeout.ms", "300"), ("linger.ms", "1")])).unwrap();
+    let submitter = Submitter::new(&options(&broker, &[("delivery.timeout.ms", "4000"), ("linger.ms", "1")])).unwrap();
     submitter.send("t", None, Some("k"), Some(b"1"), &[]).await.unwrap();
     assert_eq!(soon(submitter.flush()).await.unwrap(), 1);
     drop(broker);
@@ -357,7 +358,7 @@ fn the_end_of_a_partition_names_its_offset_in_this_version_of_the_library() {
         }
     });
     let shared = Arc::new(Shared::new("job", Arc::new(Metrics::new())));
-    let context = Context::new("t".into(), shared, Arc::default(), control);
+    let context = Context::new("t".into(), shared, control);
     let consumer: BaseConsumer<Context> = options.member("group", None).unwrap().create_with_context(context).unwrap();
     consumer.subscribe(&["t"]).unwrap();
     let deadline = std::time::Instant::now() + SOON;
