@@ -237,11 +237,11 @@ fn maps(path: &str, cells: &[&Value]) -> Result<ArrayRef, SinkError> {
         lengths.push(keys.len() - before);
     }
     let columns: Vec<ArrayRef> = vec![Arc::new(StringArray::from(keys)), Arc::new(StringArray::from(values))];
-    let entries = StructArray::try_new(map_fields(), columns, None)
-        .and_then(|entries| Ok((entries, offsets(&lengths, path))))
-        .map_err(|error| mismatch(path, error.to_string()))?;
-    let map = MapArray::try_new(map_entries(), entries.1?, entries.0, validity(cells), false);
-    Ok(Arc::new(map.map_err(|error| mismatch(path, error.to_string()))?))
+    let failed = |error: arrow::error::ArrowError| mismatch(path, error.to_string());
+    let offsets = offsets(&lengths, path)?;
+    let entries = StructArray::try_new(map_fields(), columns, None).map_err(failed)?;
+    let map = MapArray::try_new(map_entries(), offsets, entries, validity(cells), false);
+    Ok(Arc::new(map.map_err(failed)?))
 }
 
 fn validity(cells: &[&Value]) -> Option<NullBuffer> {

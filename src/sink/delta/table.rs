@@ -89,7 +89,7 @@ impl Table {
             SinkError::Configuration { table: self.name.clone(), detail: format!("schema: {error}") }
         })?;
         loop {
-            // Asked of the log's folder: a local table whose folder is missing is no error to load, but a new table.
+            // Asked of the log's folder: a local table whose folder is missing is a new table, though loading it fails.
             if !self.store.is_delta_table_location().await.map_err(|error| sink_error(&self.name, error))? {
                 // When another worker was faster, its table is looked at like any other.
                 if self.create(&ours).await? == Appended::Written {
