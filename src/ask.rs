@@ -1,14 +1,14 @@
 //! `assay query`: opens the tables of the configured jobs and answers in the format that was asked for.
 
 use std::fs::File;
-use std::io::{BufWriter, IsTerminal, Write};
+use std::io::{BufWriter, ErrorKind, IsTerminal};
 use std::path::PathBuf;
 
 use anyhow::{Context, Result, bail};
 
 use crate::config::Config;
 use crate::job::JobCatalog;
-use crate::query::{Format, JobTables, QuerySession, prompt};
+use crate::query::{Format, JobTables, QueryError, QuerySession, print, prompt};
 use crate::sink::register_stores;
 
 /// What `assay query` was asked to do.
@@ -22,32 +22,36 @@ pub struct QueryOptions {
 
 /// Answers one query, or those typed at the prompt.
 pub async fn run(config: &Config, job: Option<&str>, options: QueryOptions) -> Result<()> {
-    let session = open(config, job)?;
-    let Some(sql) = &options.sql else {
-        if options.output.is_some() {
-            bail!("--output needs a query; at the prompt there is none yet");
-        }
-        return Ok(prompt(&session, options.format, history_file()).await?);
-    };
+    let session = open(config, job).await?;
+    let Some(sql) = &options.sql else { return talk(&session, &options).await };
     match &options.output {
         Some(path) => {
-            // Run first: a query that is wrong must not empty a file.
-            let answer = session.stream(sql).await?;
+            // Planned first: a query that is wrong must not empty a file.
+            let answer = session.run(sql).await?;
             let file = File::create(path).with_context(|| path.display().to_string())?;
-            let mut writer = BufWriter::new(file);
-            options.format.write(answer, &mut writer).await?;
-            writer.flush().with_context(|| path.display().to_string())
+            print::write(answer, options.format, &mut BufWriter::new(file)).await?;
+            Ok(())
         }
         None if options.format == Format::Parquet && std::io::stdout().is_terminal() => {
             bail!("a Parquet file is not for a terminal; add --output FILE")
         }
         None => {
-            let answer = session.stream(sql).await?;
-            let mut output = BufWriter::new(std::io::stdout().lock());
-            options.format.write(answer, &mut output).await?;
-            Ok(output.flush()?)
+            let answer = session.run(sql).await?;
+            match print::write(answer, options.format, &mut BufWriter::new(std::io::stdout())).await {
+                // Whoever reads has seen enough, as `head` does.
+                Err(QueryError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
+                result => Ok(result.map(drop)?),
+            }
         }
     }
+}
+
+async fn talk(session: &QuerySession, options: &QueryOptions) -> Result<()> {
+    if options.output.is_some() || options.format == Format::Parquet {
+        bail!("--output and --format parquet need a query; at the prompt there is none yet");
+    }
+    let screen = prompt::Screen { answers: &mut std::io::stdout(), messages: &mut std::io::stderr() };
+    Ok(prompt::run(session, history_file(), options.format, screen).await?)
 }
 
 /// Prints the answer of one query as a table on standard output.
@@ -61,7 +65,7 @@ pub fn is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
+async fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
     register_stores();
     let catalog = JobCatalog::load(&config.jobs).map_err(crate::check::problems_error)?;
     if let Some(name) = job {
@@ -76,7 +80,7 @@ fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
             options: config.tables.options.clone(),
         })
         .collect();
-    Ok(QuerySession::open(&tables, job)?)
+    Ok(QuerySession::open(&tables, job).await?)
 }
 
 fn history_file() -> Option<PathBuf> {

@@ -258,6 +258,13 @@ impl Config {
 }
 
 /// Variables that are not Unicode cannot be ours: every name of ours is.
+/// Where this user's programs keep data, as the XDG base directory specification says; none without a home.
+pub fn data_folder() -> Option<PathBuf> {
+    let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
+    let base = variable("XDG_DATA_HOME").or_else(|| Some(variable("HOME")?.join(".local/share")))?;
+    Some(base.join("assay"))
+}
+
 fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }

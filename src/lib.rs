@@ -4,8 +4,10 @@
 //! Start reading at `pipeline::wiring`, then the four `api.rs`: source, media, engine and sink.
 
 pub mod app;
+pub mod ask;
 pub mod bench;
 pub mod check;
+pub mod cli;
 pub mod config;
 pub mod demo;
 pub mod domain;

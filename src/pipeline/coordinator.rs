@@ -432,7 +432,9 @@ impl Coordinator {
         self.state.phase = Phase::Closing;
         if let Some(commit) = self.state.commit.take() {
             commit.abort();
-            self.state.revocations.drain(..).for_each(|done| drop(done.send(())));
+            for done in self.state.revocations.drain(..) {
+                let _ = done.send(());
+            }
         }
         let positions: Vec<_> =
             self.state.ledger.positions().map(|(partition, position)| (partition.clone(), position)).collect();
