@@ -97,8 +97,12 @@ async fn start_server(
 /// Loads the models that the jobs name.
 async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metrics>) -> Result<Engine> {
     let wanted = |name: &str| jobs.iter().any(|job| job.models().iter().any(|model| **model == *name));
-    let models: std::collections::BTreeMap<_, _> =
-        config.models.iter().filter(|(name, _)| wanted(name)).map(|(name, model)| (name.clone(), model.clone())).collect();
+    let models: std::collections::BTreeMap<_, _> = config
+        .models
+        .iter()
+        .filter(|(name, _)| wanted(name))
+        .map(|(name, model)| (name.clone(), model.clone()))
+        .collect();
     for job in jobs {
         if job.annotate.is_some() {
             bail!("{}", job.problem("annotate", "this build has no generator; only [[embeddings]] can be computed"));
@@ -120,7 +124,8 @@ async fn build(
     inference: &Arc<dyn Inference>,
     metrics: &Arc<Metrics>,
 ) -> Result<Parts> {
-    let dimensions = |name: &str| inference.models().iter().find(|model| model.name == name).map(|model| model.dimensions);
+    let dimensions =
+        |name: &str| inference.models().iter().find(|model| model.name == name).map(|model| model.dimensions);
     let results = results_schema(&job, dimensions)?;
     let sink = DeltaSink::new(&job.name, &config.tables, results, rejections_schema(), metrics.clone())?;
     open(&sink, config).await.with_context(|| format!("job {}", job.name))?;
@@ -173,7 +178,8 @@ async fn run_all(
     for parts in all_parts {
         let (parts, stop) = (parts.clone(), stop.clone());
         let job = parts.job.name.clone();
-        pipelines.spawn(async move { pipeline::run(parts, run.mode, stop).await.with_context(|| format!("job {job}")) });
+        pipelines
+            .spawn(async move { pipeline::run(parts, run.mode, stop).await.with_context(|| format!("job {job}")) });
     }
     let mut line = ProgressLine::new(run.progress_line, all_parts);
     let mut tick = tokio::time::interval(Duration::from_millis(250));

@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::config::Config;
 use crate::job::JobCatalog;
-use crate::query::{Format, JobTables, QueryError, QuerySession, print, prompt};
+use crate::query::{Format, JobTables, QueryError, QuerySession, Screen, prompt, write};
 use crate::sink::register_stores;
 
 /// What `assay query` was asked to do.
@@ -29,7 +29,7 @@ pub async fn run(config: &Config, job: Option<&str>, options: QueryOptions) -> R
             // Planned first: a query that is wrong must not empty a file.
             let answer = session.run(sql).await?;
             let file = File::create(path).with_context(|| path.display().to_string())?;
-            print::write(answer, options.format, &mut BufWriter::new(file)).await?;
+            write(answer, options.format, &mut BufWriter::new(file)).await?;
             Ok(())
         }
         None if options.format == Format::Parquet && std::io::stdout().is_terminal() => {
@@ -37,7 +37,7 @@ pub async fn run(config: &Config, job: Option<&str>, options: QueryOptions) -> R
         }
         None => {
             let answer = session.run(sql).await?;
-            match print::write(answer, options.format, &mut BufWriter::new(std::io::stdout())).await {
+            match write(answer, options.format, &mut BufWriter::new(std::io::stdout())).await {
                 // Whoever reads has seen enough, as `head` does.
                 Err(QueryError::Output(error)) if error.kind() == ErrorKind::BrokenPipe => Ok(()),
                 result => Ok(result.map(drop)?),
@@ -50,8 +50,8 @@ async fn talk(session: &QuerySession, options: &QueryOptions) -> Result<()> {
     if options.output.is_some() || options.format == Format::Parquet {
         bail!("--output and --format parquet need a query; at the prompt there is none yet");
     }
-    let screen = prompt::Screen { answers: &mut std::io::stdout(), messages: &mut std::io::stderr() };
-    Ok(prompt::run(session, history_file(), options.format, screen).await?)
+    let screen = Screen { answers: &mut std::io::stdout(), messages: &mut std::io::stderr() };
+    Ok(prompt(session, history_file(), options.format, screen).await?)
 }
 
 /// Prints the answer of one query as a table on standard output.

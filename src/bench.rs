@@ -77,7 +77,8 @@ pub async fn pipeline(args: PipelineArgs) -> Result<()> {
         (Case::Media, tenth),
         (Case::Decode, tenth),
     ];
-    let measured: Vec<_> = cases.into_iter().map(|(case, assets)| in_own_process(case, assets)).collect::<Result<_>>()?;
+    let measured: Vec<_> =
+        cases.into_iter().map(|(case, assets)| in_own_process(case, assets)).collect::<Result<_>>()?;
     if args.json {
         for case in &measured {
             println!("{}", serde_json::to_string(case)?);
@@ -180,9 +181,12 @@ fn write_pictures(folder: &Path) -> Result<Vec<(String, Vec<u8>)>> {
 fn write_topic(folder: &Path, assets: usize, pictures: &[(String, Vec<u8>)]) -> Result<()> {
     use std::io::Write;
     let mut files = (0..PARTITIONS)
-        .map(|partition| Ok(std::io::BufWriter::new(std::fs::File::create(folder.join(format!("topic/{partition}.jsonl")))?)))
+        .map(|partition| {
+            Ok(std::io::BufWriter::new(std::fs::File::create(folder.join(format!("topic/{partition}.jsonl")))?))
+        })
         .collect::<Result<Vec<_>>>()?;
-    let description = "A sturdy mug for tea and coffee, dishwasher safe, with a wide handle and a glossy glaze. ".repeat(4);
+    let description =
+        "A sturdy mug for tea and coffee, dishwasher safe, with a wide handle and a glossy glaze. ".repeat(4);
     for index in 0..assets {
         let mut message = json!({
             "id": format!("asset-{index:08}"),
@@ -204,7 +208,11 @@ fn write_topic(folder: &Path, assets: usize, pictures: &[(String, Vec<u8>)]) -> 
 
 async fn run(folder: &Path, case: Case, assets: usize) -> Result<f64> {
     let metrics = Arc::new(Metrics::new());
-    let image = if case == Case::Media { "[[embeddings]]\ncolumn = \"image\"\nmodel = \"instant\"\ninput = \"image\"\n" } else { "" };
+    let image = if case == Case::Media {
+        "[[embeddings]]\ncolumn = \"image\"\nmodel = \"instant\"\ninput = \"image\"\n"
+    } else {
+        ""
+    };
     let text = format!(
         "name = \"bench\"\nkind = \"product\"\ntopics = [\"bench\"]\n{image}\
          [[embeddings]]\ncolumn = \"text\"\nmodel = \"instant\"\ninput = \"text\"\ntemplate = \"{{title}}. {{description}}\"\n"

@@ -52,9 +52,9 @@ struct Cli {
     /// Configuration file; without it ./assay.toml or ./config.toml, if there is one.
     #[arg(long, global = true, value_name = "FILE")]
     config: Option<PathBuf>,
-    /// What to log, as tracing filters.
-    #[arg(long, global = true, value_name = "FILTER", default_value = "info")]
-    log: String,
+    /// What to log, as tracing filters; `info` for run, else `warn`.
+    #[arg(long, global = true, value_name = "FILTER")]
+    log: Option<String>,
     #[command(subcommand)]
     verb: Verb,
 }
@@ -74,7 +74,9 @@ enum Verb {
     #[command(after_help = "Example: assay submit --topic products catalogue.jsonl more.csv pictures/")]
     Submit(SubmitArgs),
     /// Ask the tables in SQL; without a query, at a prompt.
-    #[command(after_help = "Example: assay query --format csv \"SELECT reason, count(*) FROM rejections GROUP BY reason\"")]
+    #[command(
+        after_help = "Example: assay query --format csv \"SELECT reason, count(*) FROM rejections GROUP BY reason\""
+    )]
     Query(QueryArgs),
     /// Compact, checkpoint and vacuum the tables of the jobs.
     #[command(after_help = "Example: assay upkeep --job product-embedding")]
@@ -174,7 +176,8 @@ enum BenchVerb {
 pub fn main() -> ExitCode {
     let cli = Cli::parse();
     let format = if std::io::stderr().is_terminal() { LogFormat::Pretty } else { LogFormat::Json };
-    if let Err(error) = telemetry::init(format, &cli.log) {
+    let usual = if matches!(cli.verb, Verb::Run(_)) { "info" } else { "warn" };
+    if let Err(error) = telemetry::init(format, cli.log.as_deref().unwrap_or(usual)) {
         eprintln!("assay: {error}");
         return ExitCode::from(Exit::Usage as u8);
     }

@@ -64,9 +64,9 @@ impl Default for Health {
 
 /// Takes the address; fails at once when another process has it.
 pub async fn bind(address: SocketAddr) -> std::io::Result<TcpListener> {
-    TcpListener::bind(address).await.map_err(|error| {
-        std::io::Error::new(error.kind(), format!("server.address {address} cannot be used: {error}"))
-    })
+    TcpListener::bind(address)
+        .await
+        .map_err(|error| std::io::Error::new(error.kind(), format!("server.address {address} cannot be used: {error}")))
 }
 
 /// Serves until `shutdown` is done.

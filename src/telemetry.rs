@@ -21,9 +21,9 @@ pub enum TelemetryError {
     Twice,
 }
 
-/// Libraries that say too much at the level `info`.
+/// Libraries that say too much at the level `info`. What Kafka clients complain of is logged by the source, with its job.
 const QUIET: &str = "datafusion=warn,delta_kernel=warn,buoyant_kernel=warn,deltalake_core=warn,hyper=warn,h2=warn,\
-rustyline=warn,object_store=warn,librdkafka=warn,rdkafka=warn";
+rustyline=warn,object_store=warn,deltalake_core::writer::stats=error,librdkafka=off,rdkafka=off";
 
 /// Sends log records that pass the filter to standard error from now on. Once per process.
 pub fn init(format: LogFormat, filter: &str) -> Result<(), TelemetryError> {

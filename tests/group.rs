@@ -48,7 +48,8 @@ impl Cluster {
 
     async fn worker(&self, inference: Arc<ScriptedInference>) -> Parts {
         let topics = ["products".to_owned()];
-        let source = KafkaSource::new(&self.options(), "group", &topics, Arc::new(Metrics::new()), JOB).expect("source");
+        let source =
+            KafkaSource::new(&self.options(), "group", &topics, Arc::new(Metrics::new()), JOB).expect("source");
         self.run.parts_over(Arc::new(source), MemoryMedia::with([]), inference).await
     }
 }
@@ -66,7 +67,9 @@ async fn ends(running: Running) {
 
 fn expected(count: i64) -> Vec<(String, i32, i64)> {
     let each = count / i64::from(PARTITIONS);
-    (0..PARTITIONS).flat_map(|partition| (0..each).map(move |offset| ("products".to_owned(), partition, offset))).collect()
+    (0..PARTITIONS)
+        .flat_map(|partition| (0..each).map(move |offset| ("products".to_owned(), partition, offset)))
+        .collect()
 }
 
 #[tokio::test(flavor = "multi_thread")]

@@ -27,8 +27,8 @@ async fn every_asset_has_one_row_with_its_lineage() {
     let expected: Vec<_> = (0..120).map(|n| place(0, n)).chain((0..80).map(|n| place(1, n))).collect();
     assert_eq!(places(&run.tables(), JOB).await, expected);
     let complete = "SELECT count(*) FROM results WHERE asset_id IS NOT NULL AND message_time IS NOT NULL \
-        AND event_time IS NOT NULL AND processed_time IS NOT NULL AND headers['trace'][1] = 't1' AND job = 'embedding' \
-        AND job_fingerprint IS NOT NULL AND models['tiny'][1] = '0123456789abcdef' AND words[1] = 14 + length(asset_id) - 2 \
+        AND event_time IS NOT NULL AND processed_time IS NOT NULL AND headers['trace'] = 't1' AND job = 'embedding' \
+        AND job_fingerprint IS NOT NULL AND models['tiny'] = '0123456789abcdef' AND words[1] = 14 + length(asset_id) - 2 \
         AND prompt_tokens = 1 AND finish_reason = 'embedded' AND NOT deleted AND kind = 'product'";
     let titles = count(&run.tables(), JOB, complete).await;
     let short = count(&run.tables(), JOB, "SELECT count(*) FROM results WHERE length(asset_id) >= 2").await;
@@ -104,7 +104,9 @@ async fn each_bad_asset_costs_exactly_one_rejection_that_says_why() {
     assert!(detail[0][0].contains("title"), "the missing field is named: {}", detail[0][0]);
     let raw = ask(&run.tables(), JOB, "SELECT CAST(raw AS VARCHAR) FROM rejections WHERE \"offset\" = 11").await;
     assert_eq!(raw[0][0], "{not json");
-    let good = ask(&run.tables(), JOB, "SELECT asset_id, picture[1], media_hashes[1] IS NOT NULL FROM results ORDER BY 1").await;
+    let good =
+        ask(&run.tables(), JOB, "SELECT asset_id, picture[1], media_hashes[1] IS NOT NULL FROM results ORDER BY 1")
+            .await;
     assert_eq!(good, [vec!["good", "NULL", "false"], vec!["pictured", "7.0", "true"]]);
 }
 

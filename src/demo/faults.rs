@@ -12,7 +12,7 @@ use crate::domain::AssetKind;
 
 use super::catalogue::{Catalogue, Item};
 use super::draw::{Encoding, Picture};
-use super::files::{Record, message, rfc3339};
+use super::record::{Record, message, rfc3339};
 
 /// The records to append, in this order, and the picture files they need.
 pub(super) struct Faults {

@@ -11,11 +11,12 @@ use std::thread;
 use serde_json::{Value, json};
 use url::Url;
 
-use crate::domain::{AssetKind, Content};
+use crate::domain::AssetKind;
 
-use super::catalogue::{Catalogue, Item};
+use super::catalogue::Catalogue;
 use super::draw::Picture;
 use super::faults::faults;
+use super::record::{Record, record};
 
 const PARTITIONS: usize = 4;
 
@@ -33,17 +34,6 @@ pub struct Written {
     /// Records of both topics, faults, updates and tombstones included.
     pub records: usize,
     pub pictures: usize,
-}
-
-/// One record of a topic.
-#[derive(Debug, Clone, PartialEq)]
-pub(super) struct Record {
-    pub kind: AssetKind,
-    pub key: String,
-    /// Null for a tombstone.
-    pub value: Value,
-    /// Milliseconds since the Unix epoch (UTC).
-    pub timestamp: i64,
 }
 
 impl Catalogue {
@@ -79,40 +69,6 @@ impl Catalogue {
     }
 }
 
-fn record(item: &Item, place: &dyn Fn(&str) -> String) -> Record {
-    let timestamp = item.event_time * 1000;
-    Record { kind: item.kind(), key: item.id.clone(), value: message(item, place), timestamp }
-}
-
-/// The message of an item, with no field that the schemas do not know.
-pub(super) fn message(item: &Item, place: &dyn Fn(&str) -> String) -> Value {
-    let media: Vec<Value> =
-        item.pictures.iter().map(|picture| json!({ "url": place(&picture.name), "role": picture.role })).collect();
-    let mut message = match &item.content {
-        Content::Product(product) => json!(product),
-        Content::Ad(ad) => json!(ad),
-    };
-    message["id"] = json!(item.id);
-    message["media"] = Value::Array(media);
-    message["event_time"] = json!(rfc3339(item.event_time));
-    message
-}
-
-/// Seconds since the Unix epoch as `2026-03-01T08:00:00Z`, by Howard Hinnant's days-to-civil algorithm.
-pub(super) fn rfc3339(seconds: i64) -> String {
-    let (days, second) = (seconds.div_euclid(86_400), seconds.rem_euclid(86_400));
-    let shifted = days + 719_468;
-    let (era, day_of_era) = (shifted.div_euclid(146_097), shifted.rem_euclid(146_097));
-    let year_of_era = (day_of_era - day_of_era / 1_460 + day_of_era / 36_524 - day_of_era / 146_096) / 365;
-    let day_of_year = day_of_era - (365 * year_of_era + year_of_era / 4 - year_of_era / 100);
-    let month_from_march = (5 * day_of_year + 2) / 153;
-    let day = day_of_year - (153 * month_from_march + 2) / 5 + 1;
-    let month = if month_from_march < 10 { month_from_march + 3 } else { month_from_march - 9 };
-    let year = year_of_era + era * 400 + i64::from(month <= 2);
-    let (hour, minute, second) = (second / 3_600, second / 60 % 60, second % 60);
-    format!("{year:04}-{month:02}-{day:02}T{hour:02}:{minute:02}:{second:02}Z")
-}
-
 /// FNV-1a, because the standard hasher may change with a compiler.
 fn partition(key: &str) -> usize {
     let hash = key
@@ -127,7 +83,9 @@ fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result
         let mine = records.iter().filter(|record| record.kind == kind && partition(&record.key) == number);
         let lines = mine.map(|record| {
             let Record { key, value, timestamp, .. } = record;
-            json!({ "key": key, "value": value, "headers": { "source": "demo" }, "timestamp": timestamp })
+            let title = value.get("title").or_else(|| value.get("headline")).unwrap_or(&Value::Null);
+            let headers = json!({ "source": "demo", "title": title.as_str().unwrap_or_default() });
+            json!({ "key": key, "value": value, "headers": headers, "timestamp": timestamp })
         });
         write_lines(&folder.join(format!("{number}.jsonl")), lines)?;
     }
@@ -249,13 +207,5 @@ mod tests {
         fs::write(&blocked, "x").unwrap();
         let error = Catalogue::generate(5, 1).write(&blocked).unwrap_err();
         assert!(error.to_string().contains("file/media"), "{error}");
-    }
-
-    #[test]
-    fn times_are_written_as_rfc_3339() {
-        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
-        assert_eq!(rfc3339(1_772_352_000), "2026-03-01T08:00:00Z");
-        assert_eq!(rfc3339(951_782_399), "2000-02-28T23:59:59Z");
-        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
     }
 }

@@ -7,6 +7,7 @@ mod catalogue;
 mod draw;
 mod faults;
 mod files;
+mod record;
 mod run;
 mod silhouette;
 mod taxonomy;

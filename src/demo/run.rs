@@ -48,25 +48,26 @@ const FILES: [(&str, &[u8]); 8] = [
 const QUESTIONS: [(&str, &str); 3] = [
     (
         "What became of the messages?",
-        "SELECT kind, 'annotated' AS outcome, count(*) AS messages FROM product_embedding.results WHERE NOT deleted GROUP BY kind \
-         UNION ALL SELECT kind, 'removed', count(*) FROM product_embedding.results WHERE deleted GROUP BY kind \
-         UNION ALL SELECT kind, 'annotated', count(*) FROM ad_embedding.results WHERE NOT deleted GROUP BY kind \
-         UNION ALL SELECT kind, 'rejected: ' || reason, count(*) FROM product_embedding.rejections GROUP BY kind, reason \
-         ORDER BY kind DESC, outcome",
+        "SELECT kind, outcome, count(*) AS messages FROM (\
+         SELECT kind, CASE WHEN deleted THEN 'removed' ELSE 'annotated' END AS outcome FROM product_embedding.results \
+         UNION ALL SELECT kind, CASE WHEN deleted THEN 'removed' ELSE 'annotated' END FROM ad_embedding.results \
+         UNION ALL SELECT kind, 'rejected: ' || reason FROM product_embedding.rejections \
+         UNION ALL SELECT kind, 'rejected: ' || reason FROM ad_embedding.rejections) \
+         GROUP BY kind, outcome ORDER BY kind DESC, outcome",
     ),
     (
         "Which products look most like the first one?",
         "WITH one AS (SELECT asset_id, image_embedding FROM product_embedding.latest WHERE image_embedding IS NOT NULL \
          ORDER BY asset_id LIMIT 1) \
-         SELECT other.asset_id, other.headers['title'][1] AS title, \
+         SELECT other.asset_id, other.headers['title'] AS title, \
          round(cosine_similarity(other.image_embedding, one.image_embedding), 3) AS similarity \
          FROM product_embedding.latest AS other CROSS JOIN one WHERE other.image_embedding IS NOT NULL \
          ORDER BY similarity DESC, other.asset_id LIMIT 6",
     ),
     (
         "Which new products fit an ad that nobody has clicked on yet?",
-        "WITH ad AS (SELECT headers['title'][1] AS headline, text_embedding FROM ad_embedding.latest ORDER BY asset_id LIMIT 1) \
-         SELECT ad.headline, product.headers['title'][1] AS product, \
+        "WITH ad AS (SELECT headers['title'] AS headline, text_embedding FROM ad_embedding.latest ORDER BY asset_id LIMIT 1) \
+         SELECT ad.headline, product.headers['title'] AS product, \
          round(cosine_similarity(product.text_embedding, ad.text_embedding), 3) AS similarity \
          FROM product_embedding.latest AS product CROSS JOIN ad ORDER BY similarity DESC, product.asset_id LIMIT 5",
     ),
@@ -87,7 +88,8 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken) -> Result<()
     write_files(&dir)?;
 
     let broker = EmbeddedBroker::start()?;
-    let kafka = KafkaOptions { bootstrap_servers: broker.bootstrap_servers().to_owned(), properties: Default::default() };
+    let kafka =
+        KafkaOptions { bootstrap_servers: broker.bootstrap_servers().to_owned(), properties: Default::default() };
     for topic in TOPICS {
         broker.create_topic(topic, PARTITIONS)?;
     }
@@ -130,11 +132,14 @@ fn write_files(dir: &Path) -> Result<()> {
     for (name, bytes) in FILES {
         let path = dir.join(name);
         let parent = path.parent().context("every file of the demo lies in a folder")?;
-        fs::create_dir_all(parent).and_then(|()| fs::write(&path, bytes)).with_context(|| path.display().to_string())?;
+        fs::create_dir_all(parent)
+            .and_then(|()| fs::write(&path, bytes))
+            .with_context(|| path.display().to_string())?;
     }
     // The allow-list wants the absolute path of the pictures.
     let config = dir.join("config.toml");
-    let media = url::Url::from_directory_path(dir.join("media")).map_err(|()| anyhow::anyhow!("no URL for {}", dir.display()))?;
+    let media = url::Url::from_directory_path(dir.join("media"))
+        .map_err(|()| anyhow::anyhow!("no URL for {}", dir.display()))?;
     let text = fs::read_to_string(&config)?.replace("MEDIA", media.as_str().trim_end_matches('/'));
     fs::write(&config, text).with_context(|| config.display().to_string())
 }

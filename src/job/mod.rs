@@ -5,6 +5,7 @@
 
 mod annotation;
 mod catalog;
+mod columns;
 mod event_time;
 mod key_lines;
 mod message;

@@ -3,6 +3,7 @@
 //! It knows what a row says, not how it is stored. Invariant: schemas/results.schema.json and
 //! schemas/rejections.schema.json describe exactly these columns, in this order; a test compares them.
 
+use super::columns::{cost_of_results, origin_of_results};
 use super::spec::JobSpec;
 use crate::domain::{Column, ColumnType, TableSchema};
 
@@ -57,47 +58,13 @@ pub fn rejections_schema() -> TableSchema {
     TableSchema { columns }
 }
 
-/// The columns that every results table has, whatever the job.
-pub(super) fn fixed_result_columns() -> Vec<Column> {
-    let mut columns = origin_of_results();
-    columns.extend(cost_of_results());
-    columns
-}
-
-fn origin_of_results() -> Vec<Column> {
-    vec![
-        Column::required("asset_id", ColumnType::Text),
-        Column::required("kind", ColumnType::Text),
-        Column::required("topic", ColumnType::Text),
-        Column::required("partition", ColumnType::Int32),
-        Column::required("offset", ColumnType::Int64),
-        Column::optional("message_time", ColumnType::Timestamp),
-        Column::optional("event_time", ColumnType::Timestamp),
-        Column::required("processed_time", ColumnType::Timestamp),
-        Column::optional("headers", ColumnType::Map),
-        Column::required("job", ColumnType::Text),
-        Column::required("job_fingerprint", ColumnType::Text),
-        Column::optional("models", ColumnType::Map),
-        Column::required("deleted", ColumnType::Boolean),
-        Column::optional("media_hashes", ColumnType::List(Box::new(ColumnType::Text))),
-    ]
-}
-
-fn cost_of_results() -> Vec<Column> {
-    vec![
-        Column::optional("prompt_tokens", ColumnType::Int32),
-        Column::optional("completion_tokens", ColumnType::Int32),
-        Column::optional("device_seconds", ColumnType::Float64),
-        Column::optional("finish_reason", ColumnType::Text),
-    ]
-}
-
 #[cfg(test)]
 mod tests {
     use std::path::Path;
 
     use serde_json::Value;
 
+    use super::super::columns::fixed_result_columns;
     use super::*;
 
     const JOB: &str = r#"

@@ -13,11 +13,11 @@ use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
 use super::annotation::{annotation_columns, is_column_name};
+use super::columns::fixed_result_columns;
 use super::key_lines::KeyLines;
 use super::problem::Problem;
 use super::prompt::Template;
 use super::reader::{Reader, Section};
-use super::schema::fixed_result_columns;
 use crate::domain::{AssetKind, Column};
 
 /// A checked job file.

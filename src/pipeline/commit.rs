@@ -5,14 +5,12 @@
 
 use std::collections::HashMap;
 use std::sync::Arc;
-use std::time::Instant;
 
 use tokio::sync::OwnedSemaphorePermit;
 
 use crate::domain::Blame;
 use crate::domain::{Epoch, Outcome, TopicPartition};
 use crate::ledger::Release;
-use crate::metrics::Metrics;
 use crate::retry::{self, Backoff};
 use crate::sink::{Batch, Committed, Range, RejectionMark, Sink, SinkError};
 use crate::source::Record;
@@ -70,7 +68,6 @@ pub(super) struct Committer {
     pub(super) sink: Arc<dyn Sink>,
     pub(super) rows: RowWriter,
     pub(super) retry: retry::Options,
-    pub(super) metrics: Arc<Metrics>,
 }
 
 impl Committer {
@@ -86,9 +83,7 @@ impl Committer {
             column: "(any)".to_owned(),
             detail: format!("building rows panicked: {error}"),
         })?;
-        let started = Instant::now();
         let committed = self.write(&batch).await?;
-        self.metrics.commit_seconds.with_label_values(&[&self.rows.job]).observe(started.elapsed().as_secs_f64());
         drop(permits);
         Ok(Finished { committed, epochs, counts })
     }
@@ -100,7 +95,6 @@ impl Committer {
                 Err(error) if error.blame() == Blame::World => {
                     let attempts = backoff.attempts() + 1;
                     tracing::warn!(job = self.rows.job, %error, attempts, "commit will be tried again");
-                    self.metrics.commit_retries_total.with_label_values(&[self.rows.job.as_str(), "unavailable"]).inc();
                     backoff.wait(None).await;
                 }
                 result => return result,

@@ -220,7 +220,6 @@ impl Coordinator {
     fn on_rebalance(&mut self, rebalance: Rebalance) {
         match rebalance {
             Rebalance::Assigned { partitions, epoch, resume } => {
-                self.metrics.rebalances_total.with_label_values(&[self.job.as_str(), "assigned"]).inc();
                 tracing::info!(job = self.job, partitions = %listed(&partitions), epoch = epoch.0, "partitions assigned");
                 partitions.iter().for_each(|partition| self.fence(partition));
                 let (sink, retry) = (self.committer.sink.clone(), self.policy.retry);
@@ -232,7 +231,6 @@ impl Coordinator {
                 });
             }
             Rebalance::Revoked { partitions, done } => {
-                self.metrics.rebalances_total.with_label_values(&[self.job.as_str(), "revoked"]).inc();
                 tracing::info!(job = self.job, partitions = %listed(&partitions), "partitions revoked");
                 let releasing = partitions.iter().any(|partition| self.state.ledger.is_releasing(partition));
                 partitions.iter().for_each(|partition| self.fence(partition));

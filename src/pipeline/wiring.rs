@@ -150,7 +150,7 @@ fn committer(parts: &Parts) -> Committer {
         models: models.map(|model| (model.name.clone(), model.fingerprint.clone())).collect(),
         value_columns: parts.job.embeddings.len(),
     };
-    Committer { sink: parts.sink.clone(), rows, retry: parts.retry, metrics: parts.metrics.clone() }
+    Committer { sink: parts.sink.clone(), rows, retry: parts.retry }
 }
 
 fn policy(parts: &Parts) -> Policy {

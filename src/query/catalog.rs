@@ -22,7 +22,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::error::QueryError;
-use super::session::JobTables;
+use super::job_tables::JobTables;
 
 pub(super) const RESULTS: &str = "results";
 pub(super) const REJECTIONS: &str = "rejections";

@@ -14,7 +14,7 @@ use datafusion::arrow::datatypes::Float32Type;
 use deltalake::DeltaTable;
 use url::Url;
 
-use super::session::JobTables;
+use super::job_tables::JobTables;
 
 /// A row of the results table: asset, offset, event time in microseconds, and whether it removes the asset.
 pub(super) type Result = (&'static str, i64, Option<i64>, bool);

@@ -4,11 +4,15 @@ mod catalog;
 mod error;
 #[cfg(test)]
 mod fixture;
-pub mod functions;
-pub mod print;
-pub mod prompt;
+mod functions;
+mod job_tables;
+mod print;
+mod prompt;
 mod session;
 
 pub use error::QueryError;
-pub use print::Format;
-pub use session::{JobTables, Options, QuerySession, TableName};
+pub use functions::cosine_similarity;
+pub use job_tables::JobTables;
+pub use print::{Format, write};
+pub use prompt::{Screen, run as prompt};
+pub use session::{Options, QuerySession, TableName};

@@ -4,7 +4,6 @@
 //! stores other than local files must be registered with deltalake by the caller before the first statement.
 //! Invariant: no statement changes a table, a file or the session itself.
 
-use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::Arc;
 
@@ -21,24 +20,9 @@ use serde::{Deserialize, Serialize};
 use super::catalog::{Jobs, LATEST, NO_DEFAULT, REJECTIONS, RESULTS, schema_name};
 use super::error::QueryError;
 use super::functions;
+use super::job_tables::JobTables;
 
 const CATALOG: &str = "assay";
-
-/// Where the tables of one job lie.
-#[derive(Clone)]
-pub struct JobTables {
-    pub job: String,
-    /// The folder of the job's tables: `results` and `rejections` lie in it.
-    pub url: String,
-    /// Keys of object_store; they may hold secrets.
-    pub options: BTreeMap<String, String>,
-}
-
-impl fmt::Debug for JobTables {
-    fn fmt(&self, formatter: &mut fmt::Formatter<'_>) -> fmt::Result {
-        formatter.debug_struct("JobTables").field("job", &self.job).field("url", &self.url).finish_non_exhaustive()
-    }
-}
 
 /// What a session may use.
 #[derive(Debug, Clone, Serialize, Deserialize)]

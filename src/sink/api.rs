@@ -67,7 +67,7 @@ pub trait Sink: Send + Sync {
     /// Creates missing tables and adds missing columns. Called once before anything else.
     async fn open(&self) -> Result<(), SinkError>;
 
-    /// Reads from the logs, freshly, where each partition stands.
+    /// Takes the partitions over from whoever had them, and reads from the logs where each of them stands.
     async fn resume(&self, partitions: &[TopicPartition]) -> Result<Vec<Resume>, SinkError>;
 
     /// Makes the batch durable. Retries conflicts with other partitions' writers itself.

@@ -46,7 +46,8 @@ fn draft(root: &Path, path: &Path, kind: AssetKind) -> Found {
     let relative = path.strip_prefix(root).unwrap_or(path).with_extension("");
     let id = relative.to_str().ok_or_else(|| problem("its name is not UTF-8"))?.to_owned();
     let title = relative.file_name().and_then(|name| name.to_str()).unwrap_or(&id).replace(['-', '_'], " ");
-    let modified = path.metadata().and_then(|metadata| metadata.modified()).map_err(|error| problem(&error.to_string()))?;
+    let modified =
+        path.metadata().and_then(|metadata| metadata.modified()).map_err(|error| problem(&error.to_string()))?;
     let name = if kind == AssetKind::Product { "title" } else { "headline" };
     let mut message = Map::new();
     message.insert("id".to_owned(), id.into());

@@ -43,9 +43,10 @@ fn envelope(place: String, mut object: Map<String, Value>) -> Found {
         _ => Vec::new(),
     };
     match value {
-        Value::Null if key.is_none() => {
-            Err(Problem { place, message: "a null value removes an asset, but there is no key to say which".to_owned() })
-        }
+        Value::Null if key.is_none() => Err(Problem {
+            place,
+            message: "a null value removes an asset, but there is no key to say which".to_owned(),
+        }),
         Value::Null => Ok(Draft { place, key, payload: None, headers }),
         Value::Object(message) => {
             let draft = Draft::of_message(place, message);
@@ -65,7 +66,9 @@ mod tests {
 
     #[test]
     fn messages_envelopes_and_tombstones_are_told_apart() {
-        let found = all("{\"id\":\"a\", \"title\":\"x\"}\n\n{\"key\":\"b\",\"value\":null}\n{\"value\":{\"id\":\"c\"},\"headers\":{\"n\":1}}\n");
+        let found = all(
+            "{\"id\":\"a\", \"title\":\"x\"}\n\n{\"key\":\"b\",\"value\":null}\n{\"value\":{\"id\":\"c\"},\"headers\":{\"n\":1}}\n",
+        );
         let drafts: Vec<_> = found.into_iter().map(Result::unwrap).collect();
         assert_eq!(drafts[0].key.as_deref(), Some("a"));
         assert_eq!(drafts[0].payload.as_deref(), Some(&b"{\"id\":\"a\", \"title\":\"x\"}"[..]));

@@ -38,7 +38,9 @@ const PRINTED_PROBLEMS: u64 = 20;
 /// A path that cannot be read, a broker that does not take records, or records that were left out.
 pub async fn run(config: &Config, options: SubmitOptions) -> Result<()> {
     if config.source.kind != SourceKind::Kafka {
-        bail!("source.kind is not \"kafka\": there is no broker to submit to; append lines to the replay files instead");
+        bail!(
+            "source.kind is not \"kafka\": there is no broker to submit to; append lines to the replay files instead"
+        );
     }
     let kind = options.kind.unwrap_or_else(|| kind_of(config, &options.topic));
     let decoder = MessageDecoder::new(kind);
@@ -64,9 +66,15 @@ pub async fn run(config: &Config, options: SubmitOptions) -> Result<()> {
             }
         }
     }
-    let delivered = submitter.flush().await.with_context(|| format!("{sent} records were sent to {}", options.topic))?;
+    let delivered =
+        submitter.flush().await.with_context(|| format!("{sent} records were sent to {}", options.topic))?;
     bar.finish_and_clear();
-    println!("{} {kind} records delivered to topic {}, {} left out", HumanCount(delivered), options.topic, HumanCount(refused));
+    println!(
+        "{} {kind} records delivered to topic {}, {} left out",
+        HumanCount(delivered),
+        options.topic,
+        HumanCount(refused)
+    );
     if refused > PRINTED_PROBLEMS {
         eprintln!("assay: {} further problems are not shown", refused - PRINTED_PROBLEMS);
     }
@@ -111,7 +119,8 @@ fn progress_bar() -> ProgressBar {
         return ProgressBar::hidden();
     }
     let bar = ProgressBar::new_spinner();
-    let style = ProgressStyle::with_template("{spinner} {human_pos} records  {per_sec}").expect("the template is valid");
+    let style =
+        ProgressStyle::with_template("{spinner} {human_pos} records  {per_sec}").expect("the template is valid");
     bar.set_style(style);
     bar.enable_steady_tick(Duration::from_millis(100));
     bar

@@ -6,6 +6,7 @@ use assay::query::{JobTables, QuerySession};
 use datafusion::arrow::array::{Array, ArrayRef, AsArray, RecordBatch};
 use datafusion::arrow::datatypes::Int64Type;
 use datafusion::arrow::util::display::array_value_to_string;
+use futures::TryStreamExt;
 
 /// Topic, partition and offset of a row.
 pub type Place = (String, i32, i64);
@@ -15,8 +16,13 @@ pub async fn ask(base: &str, job: &str, sql: &str) -> Vec<Vec<String>> {
     let url = format!("{base}/{job}");
     let tables = [JobTables { job: job.to_owned(), url, options: BTreeMap::new() }];
     let session = QuerySession::open(&tables, Some(job)).await.expect("tables open");
-    let batches = session.collect(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let batches = collect(&session, sql).await;
     batches.iter().flat_map(rows).collect()
+}
+
+async fn collect(session: &QuerySession, sql: &str) -> Vec<RecordBatch> {
+    let answer = session.run(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    answer.try_collect().await.unwrap_or_else(|error| panic!("{sql}: {error}"))
 }
 
 fn rows(batch: &RecordBatch) -> Vec<Vec<String>> {
@@ -31,7 +37,7 @@ pub async fn count(base: &str, job: &str, sql: &str) -> i64 {
     let url = format!("{base}/{job}");
     let tables = [JobTables { job: job.to_owned(), url, options: BTreeMap::new() }];
     let session = QuerySession::open(&tables, Some(job)).await.expect("tables open");
-    let batches = session.collect(sql).await.unwrap_or_else(|error| panic!("{sql}: {error}"));
+    let batches = collect(&session, sql).await;
     batches[0].column(0).as_primitive::<Int64Type>().value(0)
 }
 

@@ -79,8 +79,7 @@ impl Run {
     }
 
     pub fn sink_options(&self, commit_rows: usize) -> SinkOptions {
-        let commit =
-            CommitOptions { rows: commit_rows, bytes: ByteSize::mib(64), interval: Duration::from_millis(50) };
+        let commit = CommitOptions { rows: commit_rows, bytes: ByteSize::mib(64), interval: Duration::from_millis(50) };
         SinkOptions { url: self.tables(), commit, retry: quick(), ..SinkOptions::default() }
     }
 

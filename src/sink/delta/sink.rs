@@ -6,6 +6,7 @@
 
 use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Instant, SystemTime};
 
 use async_trait::async_trait;
@@ -30,6 +31,8 @@ pub struct DeltaSink {
     /// Names this writer in its commits, so that it recognises them.
     instance: String,
     current: Mutex<Current>,
+    /// How often partitions were taken over; part of those commits' names.
+    take_overs: AtomicU64,
     metrics: Arc<Metrics>,
 }
 
@@ -64,7 +67,8 @@ impl DeltaSink {
             require_column(&rejections, name)?;
         }
         let current = Mutex::new(Current::default());
-        Ok(Self { job: job.to_owned(), results, rejections, owner, instance, current, metrics })
+        let take_overs = AtomicU64::new(0);
+        Ok(Self { job: job.to_owned(), results, rejections, owner, instance, current, take_overs, metrics })
     }
 
     fn application(&self, partition: &TopicPartition) -> String {
@@ -122,6 +126,24 @@ impl DeltaSink {
                 (counter, mark.commits),
             ],
         }
+    }
+
+    /// Raises the counters of the partitions' rejections. From then on no earlier owner can write a rejection, so what
+    /// [`Sink::resume`] reads afterwards is all that there will be of them.
+    async fn take_over(&self, partitions: &[TopicPartition]) -> Result<(), SinkError> {
+        let mut left: Vec<String> = partitions.iter().map(|partition| self.rejection_counter(partition)).collect();
+        while !left.is_empty() {
+            let id = format!("{}take-over-{}", self.instance, self.take_overs.fetch_add(1, Ordering::Relaxed));
+            let view = self.rejections.log.view(&left, "").await?;
+            let claims = left.iter().map(|counter| {
+                let now = view.transactions.get(counter).copied();
+                Claim { expect: vec![(counter.clone(), now)], write: vec![(counter.clone(), now.unwrap_or(0) + 1)] }
+            });
+            let work = Work { table: &self.rejections, batch: &id, claims: claims.collect(), rows: Vec::new() };
+            let settled = self.settle(work).await?;
+            left = left.into_iter().zip(settled.done).filter(|(_, done)| !done).map(|(counter, _)| counter).collect();
+        }
+        Ok(())
     }
 
     /// Writes the rows and offsets of the given ranges.
@@ -210,6 +232,7 @@ impl Sink for DeltaSink {
     }
 
     async fn resume(&self, partitions: &[TopicPartition]) -> Result<Vec<Resume>, SinkError> {
+        self.take_over(partitions).await?;
         let applications: Vec<String> = partitions.iter().map(|partition| self.application(partition)).collect();
         // Results first: what is rejected meanwhile then lies behind `committed` and is seen as already rejected.
         let results = self.results.log.view(&applications, "").await?;

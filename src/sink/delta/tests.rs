@@ -143,7 +143,7 @@ async fn rows_and_offsets_share_one_version_and_every_column_reads_back() {
     assert_eq!(committed.done, [(partition(0), RejectionMark::default())]);
     assert_eq!(committed.version, Some(1));
     assert_eq!(version_of(&options, "results").await, 1);
-    assert_eq!(version_of(&options, "rejections").await, 0, "no rejection, no commit");
+    assert_eq!(version_of(&options, "rejections").await, 1, "taken over once; no rejection, no commit");
     assert_eq!(resume_one(&sink(&options), 0).await.committed, Some(9));
     assert_eq!(offsets(&options, "results").await, expected(0, 0..=9));
     let rows = query(&options, "results", "SELECT embedding, headers, time FROM t WHERE \"offset\" = 3").await;
@@ -260,7 +260,7 @@ async fn rejections_written_before_a_crash_are_passed_over_by_the_next_owner() {
     let next = sink(&options);
     let resume = resume_one(&next, 0).await;
     assert_eq!(resume.committed, Some(4));
-    assert_eq!(resume.rejections, RejectionMark { commits: 1, last_offset: Some(9) });
+    assert_eq!(resume.rejections, RejectionMark { commits: 2, last_offset: Some(9) });
     assert_eq!(resume.already_rejected, [7, 8, 9]);
     // The first owner comes back to life: it is behind in the rejections table, so nothing of it is written.
     let revived = sink(&options).commit(&half).await.unwrap();
@@ -291,7 +291,26 @@ async fn marks_of_rejections_follow_each_commit() {
     }
     assert_eq!(mark, RejectionMark { commits: 2, last_offset: Some(3) });
     let resume = resume_one(&sink(&options), 0).await;
-    assert_eq!((resume.committed, resume.rejections), (Some(4), mark));
+    let taken_over = RejectionMark { commits: mark.commits + 1, ..mark };
+    assert_eq!((resume.committed, resume.rejections), (Some(4), taken_over));
+}
+
+#[tokio::test]
+async fn an_earlier_owner_cannot_reject_what_the_next_one_has_annotated() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let (zombie, owner) = (sink(&options), sink(&options));
+    zombie.open().await.unwrap();
+    let first = resume_one(&zombie, 0).await;
+    resume_one(&owner, 0).await;
+    owner.commit(&batch(0, None, 4)).await.unwrap();
+    // The zombie found offset 3 bad; it writes rejections before results, and must not get even that far.
+    let mut late = batch(0, None, 2);
+    late.ranges[0] = Range { to: 3, rejections: first.rejections, ..late.ranges[0].clone() };
+    late.rejections.push(rejection(0, 3));
+    assert_eq!(zombie.commit(&late).await.unwrap().fenced, [partition(0)]);
+    assert_eq!(offsets(&options, "results").await, expected(0, 0..=4));
+    assert!(offsets(&options, "rejections").await.is_empty());
 }
 
 #[tokio::test]

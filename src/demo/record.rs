@@ -1,0 +1,61 @@
+//! One record of a topic, and how an item becomes one.
+//!
+//! Messages hold no field that the schemas do not know. This file writes nothing.
+
+use std::time::{Duration, UNIX_EPOCH};
+
+use serde_json::{Value, json};
+
+use crate::domain::{AssetKind, Content};
+
+use super::catalogue::Item;
+
+/// One record of a topic.
+#[derive(Debug, Clone, PartialEq)]
+pub(super) struct Record {
+    pub kind: AssetKind,
+    pub key: String,
+    /// Null for a tombstone.
+    pub value: Value,
+    /// Milliseconds since the Unix epoch (UTC).
+    pub timestamp: i64,
+}
+
+/// The record of an item. `place` turns a picture's file name into its url.
+pub(super) fn record(item: &Item, place: &dyn Fn(&str) -> String) -> Record {
+    let timestamp = item.event_time * 1000;
+    Record { kind: item.kind(), key: item.id.clone(), value: message(item, place), timestamp }
+}
+
+/// The message of an item, with no field that the schemas do not know.
+pub(super) fn message(item: &Item, place: &dyn Fn(&str) -> String) -> Value {
+    let media: Vec<Value> =
+        item.pictures.iter().map(|picture| json!({ "url": place(&picture.name), "role": picture.role })).collect();
+    let mut message = match &item.content {
+        Content::Product(product) => json!(product),
+        Content::Ad(ad) => json!(ad),
+    };
+    message["id"] = json!(item.id);
+    message["media"] = Value::Array(media);
+    message["event_time"] = json!(rfc3339(item.event_time));
+    message
+}
+
+/// Seconds since the Unix epoch as `2026-03-01T08:00:00Z`.
+pub(super) fn rfc3339(seconds: i64) -> String {
+    let time = UNIX_EPOCH + Duration::from_secs(u64::try_from(seconds).unwrap_or(0));
+    humantime::format_rfc3339_seconds(time).to_string()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn times_are_written_as_rfc_3339() {
+        assert_eq!(rfc3339(0), "1970-01-01T00:00:00Z");
+        assert_eq!(rfc3339(1_772_352_000), "2026-03-01T08:00:00Z");
+        assert_eq!(rfc3339(951_782_399), "2000-02-28T23:59:59Z");
+        assert_eq!(rfc3339(951_782_400), "2000-02-29T00:00:00Z");
+    }
+}
