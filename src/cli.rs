@@ -18,6 +18,7 @@ use crate::check;
 use crate::config::Config;
 use crate::demo;
 use crate::engine::InferenceError;
+use crate::job::UnknownJob;
 use crate::pipeline::{Mode, PipelineError};
 use crate::query;
 use crate::submit;
@@ -265,7 +266,7 @@ fn on_signal() -> CancellationToken {
 }
 
 fn exit_for(error: &anyhow::Error) -> Exit {
-    if error.downcast_ref::<check::Problems>().is_some() {
+    if error.downcast_ref::<check::Problems>().is_some() || error.downcast_ref::<UnknownJob>().is_some() {
         return Exit::Usage;
     }
     match error.downcast_ref::<PipelineError>() {

@@ -64,7 +64,7 @@ fn run_and_kill(run: &Run, steps: usize) -> bool {
             assert!(status.success(), "a worker that is left alone ends well: {status}\n{log}");
             return true;
         }
-        if files(&tables) >= before + steps {
+        if files(&tables) >= before.saturating_add(steps) {
             worker.0.kill().unwrap();
             worker.0.wait().unwrap();
             return false;

@@ -48,9 +48,10 @@ impl Cluster {
 
     async fn worker(&self, inference: Arc<ScriptedInference>) -> Parts {
         let topics = ["products".to_owned()];
-        let source =
-            KafkaSource::new(&self.options(), "group", &topics, Arc::new(Metrics::new()), JOB).expect("source");
-        self.run.parts_over(Arc::new(source), MemoryMedia::with([]), inference).await
+        let metrics = Arc::new(Metrics::new());
+        let source = KafkaSource::new(&self.options(), "group", &topics, metrics.clone(), JOB).expect("source");
+        let parts = self.run.parts_over(Arc::new(source), MemoryMedia::with([]), inference).await;
+        Parts { metrics, ..parts }
     }
 }
 

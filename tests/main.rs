@@ -1,5 +1,7 @@
 //! The one integration binary: every further binary would link candle, Delta and DataFusion again.
 
+#![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
+
 mod architecture;
 mod command_line;
 mod crash;

@@ -301,6 +301,8 @@ mod tests {
         let (script, answers, messages) = talk(&inputs, || std::future::ready(())).await;
         assert_eq!(messages, "stopped\n");
         assert_eq!(script.prompts[2], "assay> ");
+        // The header may be out before the statement is stopped; its answer is not.
+        let answers = answers.trim_start_matches("count(*)\n");
         assert!(answers.starts_with("demo.latest"), "{answers}");
     }
 

@@ -85,7 +85,7 @@ fn module_of(name: &str) -> Vec<String> {
 fn mark_tests(tokens: &mut [Token]) -> usize {
     let (mut at, mut lines) = (0, 0);
     while at < tokens.len() {
-        let Some(attribute_end) = test_attribute(tokens, at) else {
+        let Some(attribute_end) = attribute_of_a_test(tokens, at) else {
             at += 1;
             continue;
         };
@@ -99,7 +99,7 @@ fn mark_tests(tokens: &mut [Token]) -> usize {
 }
 
 /// Where `#[cfg(test)]` or `#[cfg(all(test, ..))]` at this place ends.
-fn test_attribute(tokens: &[Token], at: usize) -> Option<usize> {
+fn attribute_of_a_test(tokens: &[Token], at: usize) -> Option<usize> {
     let open = attribute_open(tokens, at)?;
     let begins = |words: &[&str]| {
         let rest = tokens.get(open + 1..open + 1 + words.len());

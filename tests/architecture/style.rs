@@ -27,7 +27,7 @@ pub fn broken_style(tree: &Tree) -> Vec<Violation> {
 pub fn broken_manners(file: &SourceFile) -> Vec<Violation> {
     let opening = "a file opens with `//!`: what it is for, what it does not know, which invariant it keeps";
     let opening = (!file.opens_with_docs).then(|| Violation::new(file, 1, "opening", opening));
-    opening.into_iter().chain(test_names(file)).chain(ignored_tests(file)).collect()
+    opening.into_iter().chain(names_of_tests(file)).chain(ignored_tests(file)).collect()
 }
 
 fn length(file: &SourceFile) -> Option<Violation> {
@@ -115,7 +115,7 @@ fn features(file: &SourceFile) -> Vec<Violation> {
     found
 }
 
-fn test_names(file: &SourceFile) -> Vec<Violation> {
+fn names_of_tests(file: &SourceFile) -> Vec<Violation> {
     let pairs = file.tokens.iter().zip(file.tokens.iter().skip(1));
     let named = pairs.filter(|(word, name)| word.is("fn") && name.kind == Kind::Word && name.text.starts_with("test_"));
     let reason = |name: &str| format!("`{name}`: the name of a test is a sentence about behaviour");
