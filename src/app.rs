@@ -54,7 +54,8 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     let mut all_parts = Vec::new();
     for job in jobs {
         let inference: Arc<dyn Inference> = engine.clone();
-        all_parts.push(build(config, job, &media, &inference, &metrics).await?);
+        let building = shutdown.run_until_cancelled(build(config, job, &media, &inference, &metrics));
+        all_parts.push(building.await.context("stopped before the tables could be opened")??);
     }
     health.set_ready(true);
     let stop = shutdown.child_token();

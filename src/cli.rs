@@ -7,7 +7,7 @@ use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
 
-use anyhow::Result;
+use anyhow::{Result, anyhow};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
 use tokio_util::sync::CancellationToken;
 
@@ -39,12 +39,12 @@ enum Exit {
     Source = 4,
     /// The tables cannot be written: another schema, wrong settings.
     Tables = 5,
-    /// The grace ended before everything was written; the next worker goes on.
-    DrainIncomplete = 6,
+    /// Stopped before everything was written; the next worker goes on.
+    Unfinished = 6,
 }
 
 const EXIT_CODES: &str = "Exit codes: 0 done, 1 other failure, 2 wrong command line, configuration or job, 3 device thread \
-died, 4 source cannot go on, 5 tables cannot be written, 6 grace ended before everything was written.";
+died, 4 source cannot go on, 5 tables cannot be written, 6 stopped before everything was written.";
 
 /// Annotates and embeds product and ad assets from Kafka into Delta tables, exactly once.
 #[derive(Debug, Parser)]
@@ -185,7 +185,13 @@ pub fn main() -> ExitCode {
     let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
     let result = match runtime {
         Ok(runtime) => {
-            let result = runtime.block_on(dispatch(cli));
+            let result = runtime.block_on(async {
+                let forced = CancellationToken::new();
+                tokio::select! {
+                    result = dispatch(cli, forced.clone()) => result,
+                    () = forced.cancelled() => Err(anyhow!("stopped by a second signal; the next worker goes on")),
+                }
+            });
             runtime.shutdown_timeout(std::time::Duration::from_secs(2));
             result
         }
@@ -200,16 +206,16 @@ pub fn main() -> ExitCode {
     }
 }
 
-async fn dispatch(cli: Cli) -> Result<()> {
+async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
     let path = cli.config.as_deref();
     let load = || Config::load(path).map_err(check::problems_error);
     match cli.verb {
         Verb::Demo(args) => {
             let options = demo::DemoOptions { dir: args.dir, assets: args.assets, seed: args.seed };
-            demo::run(options, on_signal()).await
+            demo::run(options, on_signal(forced)).await
         }
         Verb::Check => check_command(path),
-        Verb::Run(args) => run_command(&load()?, args).await,
+        Verb::Run(args) => run_command(&load()?, args, on_signal(forced)).await,
         Verb::Submit(args) => {
             let options = submit::SubmitOptions {
                 topic: args.topic,
@@ -238,31 +244,33 @@ fn check_command(path: Option<&std::path::Path>) -> Result<()> {
     Ok(())
 }
 
-async fn run_command(config: &Config, args: RunArgs) -> Result<()> {
+async fn run_command(config: &Config, args: RunArgs, shutdown: CancellationToken) -> Result<()> {
     let mode = if args.once { Mode::Once } else { Mode::Continuous };
     let progress_line = std::io::stderr().is_terminal();
     let run = app::Run { jobs: args.jobs, mode, serve: true, progress_line };
-    for (job, done) in app::run(config, run, on_signal()).await? {
+    for (job, done) in app::run(config, run, shutdown).await? {
         let (annotated, removed, rejected) = (done.annotated, done.removed, done.rejected);
         tracing::info!(job, annotated, removed, rejected, "done");
     }
     Ok(())
 }
 
-/// Cancelled by SIGTERM or Ctrl-C; a second one ends the process at once, which the offsets make safe.
-fn on_signal() -> CancellationToken {
-    let token = CancellationToken::new();
-    let cancel = token.clone();
+/// Cancelled by SIGTERM or Ctrl-C; a second one cancels `forced` and so ends the process at once, which the offsets make safe.
+fn on_signal(forced: CancellationToken) -> CancellationToken {
+    use tokio::signal::unix::{SignalKind, signal};
+    let graceful = CancellationToken::new();
+    let tokens = [graceful.clone(), forced];
+    let mut terminate = signal(SignalKind::terminate()).expect("signal handlers can be installed");
     tokio::spawn(async move {
-        let mut terminate = tokio::signal::unix::signal(tokio::signal::unix::SignalKind::terminate())
-            .expect("signal handlers can be installed");
-        tokio::select! {
-            _ = terminate.recv() => {}
-            _ = tokio::signal::ctrl_c() => {}
+        for token in tokens {
+            tokio::select! {
+                _ = terminate.recv() => {}
+                _ = tokio::signal::ctrl_c() => {}
+            }
+            token.cancel();
         }
-        cancel.cancel();
     });
-    token
+    graceful
 }
 
 fn exit_for(error: &anyhow::Error) -> Exit {
@@ -273,7 +281,7 @@ fn exit_for(error: &anyhow::Error) -> Exit {
         Some(PipelineError::Inference(InferenceError::Dead { .. })) => Exit::DeviceDead,
         Some(PipelineError::Source(_)) => Exit::Source,
         Some(PipelineError::Sink(_)) => Exit::Tables,
-        Some(PipelineError::DrainIncomplete { .. }) => Exit::DrainIncomplete,
+        Some(PipelineError::DrainIncomplete { .. } | PipelineError::StoppedEarly) => Exit::Unfinished,
         _ => Exit::Failure,
     }
 }
@@ -321,6 +329,6 @@ mod tests {
         assert_eq!(exit_for(&error), Exit::DeviceDead);
         assert_eq!(exit_for(&anyhow::anyhow!("else")), Exit::Failure);
         let drain = Err::<(), _>(PipelineError::DrainIncomplete { open: 3 }).context("job b").unwrap_err();
-        assert_eq!(exit_for(&drain), Exit::DrainIncomplete);
+        assert_eq!(exit_for(&drain), Exit::Unfinished);
     }
 }

@@ -10,7 +10,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use crate::source::Record;
 
 use super::options::Options;
-use super::tracked::Permits;
+use super::tracked::{Held, Permits};
 
 /// One permit stands for this many bytes, because semaphores count in 32 bits.
 const UNIT: u64 = 1024;
@@ -46,7 +46,7 @@ impl Admission {
         let asset = self.assets.clone().try_acquire_owned().ok();
         let bytes = self.bytes.clone().try_acquire_many_owned(self.cost(&record)).ok();
         match (asset, bytes) {
-            (Some(asset), Some(bytes)) => Some((record, Permits { asset, bytes })),
+            (Some(asset), Some(bytes)) => Some((record, self.permits(asset, bytes))),
             (asset, _) => {
                 self.asset = asset;
                 self.waiting = Some(record);
@@ -75,7 +75,13 @@ impl Admission {
         let bytes = self.bytes.clone().acquire_many_owned(cost).await.expect("the semaphore is never closed");
         let record = self.waiting.take().expect("checked above; nobody else takes it");
         let asset = self.asset.take().expect("acquired above");
-        (record, Permits { asset, bytes })
+        (record, self.permits(asset, bytes))
+    }
+
+    /// Parts the bytes into those of the media, which are given back early, and those of the message.
+    fn permits(&self, asset: OwnedSemaphorePermit, mut bytes: OwnedSemaphorePermit) -> Permits {
+        let media = bytes.split((self.media_units as usize).min(bytes.num_permits() - 1));
+        Permits { held: Held { _asset: asset, _message: bytes }, media }
     }
 
     /// Forgets the waiting record; the source brings it again after a new assignment.

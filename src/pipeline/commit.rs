@@ -6,8 +6,6 @@
 use std::collections::HashMap;
 use std::sync::Arc;
 
-use tokio::sync::OwnedSemaphorePermit;
-
 use crate::domain::Blame;
 use crate::domain::{Epoch, Outcome, TopicPartition};
 use crate::ledger::Release;
@@ -16,6 +14,7 @@ use crate::sink::{Batch, Committed, Range, RejectionMark, Sink, SinkError};
 use crate::source::Record;
 
 use super::rows::RowWriter;
+use super::tracked::Held;
 
 /// What the ledger keeps of a settled record until it is durable.
 #[derive(Debug)]
@@ -23,7 +22,7 @@ pub(super) enum Entry {
     Outcome {
         record: Arc<Record>,
         outcome: Outcome,
-        permit: Option<OwnedSemaphorePermit>,
+        held: Option<Held>,
     },
     /// Its rejection is in the table since a worker died between the two tables.
     AlreadyRejected,
@@ -106,7 +105,7 @@ impl Committer {
         &self,
         releases: Vec<Release<Entry>>,
         marks: &HashMap<TopicPartition, RejectionMark>,
-    ) -> (Batch, HashMap<TopicPartition, Counts>, Vec<OwnedSemaphorePermit>) {
+    ) -> (Batch, HashMap<TopicPartition, Counts>, Vec<Held>) {
         let mut batch = Batch::default();
         let mut counts = HashMap::new();
         let mut permits = Vec::new();
@@ -114,8 +113,8 @@ impl Committer {
             let partition = release.partition;
             let counts: &mut Counts = counts.entry(partition.clone()).or_default();
             for (offset, entry) in release.entries {
-                let Entry::Outcome { record, outcome, permit } = entry else { continue };
-                permits.extend(permit);
+                let Entry::Outcome { record, outcome, held } = entry else { continue };
+                permits.extend(held);
                 match outcome {
                     Outcome::Annotated(annotation) => {
                         counts.annotated += 1;

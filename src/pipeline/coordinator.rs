@@ -16,8 +16,8 @@ use tokio_util::sync::CancellationToken;
 use crate::domain::{Blame, Epoch, Outcome, Rejection, TopicPartition};
 use crate::ledger::{Ledger, Settling};
 use crate::metrics::Metrics;
-use crate::retry::{self, Backoff};
-use crate::sink::{RejectionMark, Resume, Sink, SinkError};
+use crate::retry;
+use crate::sink::{RejectionMark, Resume, SinkError};
 use crate::source::{Flow, Rebalance, Record, Source, SourceError};
 
 use super::admission::Admission;
@@ -25,6 +25,7 @@ use super::commit::{Committer, Entry, Finished};
 use super::error::PipelineError;
 use super::finish::{Finish, Phase};
 use super::patience::Patience;
+use super::positions::{Advice, positions_elsewhere, read_resumes};
 use super::progress::Progress;
 use super::tracked::{Permits, Settled, Tracked};
 
@@ -65,7 +66,8 @@ struct Open {
 enum Background {
     Resumed { epoch: Epoch, resumes: Vec<Resume>, answer: oneshot::Sender<Vec<(TopicPartition, i64)>> },
     Elsewhere(Vec<(TopicPartition, i64)>),
-    Told,
+    Told(Result<(), Vec<(TopicPartition, i64)>>),
+    Declined,
     Closed,
     Failed(PipelineError),
 }
@@ -93,9 +95,10 @@ pub(super) struct State {
     /// Revocations that wait for the commit in flight.
     revocations: Vec<oneshot::Sender<()>>,
     ready_since: Option<Instant>,
-    told: HashMap<TopicPartition, i64>,
-    telling: bool,
+    advice: Advice,
     phase: Phase,
+    /// Cancelled when the group is being left.
+    closing: CancellationToken,
     incomplete: usize,
     closed: bool,
 }
@@ -109,9 +112,9 @@ impl Default for State {
             background: JoinSet::new(),
             revocations: Vec::new(),
             ready_since: None,
-            told: HashMap::new(),
-            telling: false,
+            advice: Advice::default(),
             phase: Phase::Running,
+            closing: CancellationToken::new(),
             incomplete: 0,
             closed: false,
         }
@@ -121,6 +124,14 @@ impl Default for State {
 impl Coordinator {
     /// Runs until the pipeline has drained and the group is left, or until something ends it.
     pub(super) async fn run(mut self, mut inputs: Inputs) -> Result<(), PipelineError> {
+        let result = self.work(&mut inputs).await;
+        if let Some(commit) = self.state.commit.take() {
+            commit.abort();
+        }
+        result
+    }
+
+    async fn work(&mut self, inputs: &mut Inputs) -> Result<(), PipelineError> {
         let mut settled = Vec::new();
         let mut tick = tokio::time::interval(Duration::from_millis(100));
         tick.set_missed_tick_behavior(tokio::time::MissedTickBehavior::Delay);
@@ -135,17 +146,19 @@ impl Coordinator {
                 finished = join(&mut self.state.commit) => self.on_commit(finished)?,
                 Some(report) = self.state.background.join_next() => self.on_background(report)?,
                 _ = inputs.outcomes.recv_many(&mut settled, 512) => self.on_settled(&mut settled)?,
+                () = inputs.shutdown.cancelled(), if running => self.drain(),
+                _ = tick.tick() => self.on_tick(),
                 (record, permits) = self.admission.next(), if running => self.send_on(record, permits),
                 flow = inputs.flow.recv(), if running && !self.admission.is_waiting() => match flow {
                     Some(flow) => self.on_flow(flow),
                     None => return Err(ended((&mut inputs.failure).await)),
                 },
-                () = inputs.shutdown.cancelled(), if running => self.drain(),
-                _ = tick.tick() => self.on_tick(),
             }
         }
         match self.state.incomplete {
-            0 => Ok(()),
+            _ if self.finish.is_reached(&self.state.ledger) => Ok(()),
+            0 if self.finish.ends.is_none() => Ok(()),
+            0 => Err(PipelineError::StoppedEarly),
             open => Err(PipelineError::DrainIncomplete { open }),
         }
     }
@@ -197,7 +210,7 @@ impl Coordinator {
     }
 
     fn on_settled(&mut self, settled: &mut Vec<Settled>) -> Result<(), PipelineError> {
-        for Settled { ticket, outcome, record, stage, permit } in settled.drain(..) {
+        for Settled { ticket, outcome, record, stage, held } in settled.drain(..) {
             let Some(outcome) = outcome else {
                 if self.state.ledger.is_open(&ticket) {
                     return Err(PipelineError::Abandoned { ticket, stage: stage.as_str() });
@@ -208,7 +221,7 @@ impl Coordinator {
                 let Rejection { reason, detail, .. } = rejection;
                 tracing::debug!(job = self.job, %ticket, stage = rejection.stage.as_str(), reason, detail, "asset rejected");
             }
-            let entry = Entry::Outcome { record, outcome, permit };
+            let entry = Entry::Outcome { record, outcome, held };
             let weight = entry.weight();
             if self.state.ledger.settle(&ticket, entry, weight) != Settling::Accepted {
                 tracing::trace!(%ticket, "late outcome dropped");
@@ -223,10 +236,13 @@ impl Coordinator {
                 tracing::info!(job = self.job, partitions = %listed(&partitions), epoch = epoch.0, "partitions assigned");
                 partitions.iter().for_each(|partition| self.fence(partition));
                 let (sink, retry) = (self.committer.sink.clone(), self.policy.retry);
+                let closing = self.state.closing.clone();
                 self.state.background.spawn(async move {
-                    match read_resumes(sink.as_ref(), &partitions, retry).await {
-                        Ok(resumes) => Background::Resumed { epoch, resumes, answer: resume },
-                        Err(error) => Background::Failed(error.into()),
+                    // A question that is dropped unanswered tells the source to assign nothing.
+                    match closing.run_until_cancelled(read_resumes(sink.as_ref(), &partitions, retry)).await {
+                        Some(Ok(resumes)) => Background::Resumed { epoch, resumes, answer: resume },
+                        Some(Err(error)) => Background::Failed(error.into()),
+                        None => Background::Declined,
                     }
                 });
             }
@@ -248,7 +264,7 @@ impl Coordinator {
     fn fence(&mut self, partition: &TopicPartition) {
         self.state.ledger.fence(partition).iter().for_each(|open| open.patience.cancel());
         self.state.assignments.remove(partition);
-        self.state.told.remove(partition);
+        self.state.advice.forget(partition);
     }
 
     fn on_background(&mut self, report: Result<Background, JoinError>) -> Result<(), PipelineError> {
@@ -265,7 +281,8 @@ impl Coordinator {
                 let _ = answer.send(offsets);
             }
             Background::Elsewhere(positions) => self.finish.note_elsewhere(positions),
-            Background::Told => self.state.telling = false,
+            Background::Told(result) => self.state.advice.told(result, Instant::now()),
+            Background::Declined => {}
             Background::Closed => self.state.closed = true,
             Background::Failed(error) => return Err(error),
         }
@@ -311,12 +328,9 @@ impl Coordinator {
         self.metrics.in_flight_assets.with_label_values(&[&self.job]).set(in_flight as i64);
         self.tell_positions();
         if self.finish.should_ask(&self.state.ledger, Instant::now()) {
-            let source = self.source.clone();
+            let (source, sink) = (self.source.clone(), self.committer.sink.clone());
             self.state.background.spawn(async move {
-                Background::Elsewhere(source.committed().await.unwrap_or_else(|error| {
-                    tracing::warn!(%error, "positions of the group cannot be read for now");
-                    Vec::new()
-                }))
+                Background::Elsewhere(positions_elsewhere(source.as_ref(), sink.as_ref()).await.unwrap_or_default())
             });
         }
     }
@@ -344,7 +358,7 @@ impl Coordinator {
                 blame: Blame::Asset,
                 attempts: 1,
             };
-            let entry = Entry::Outcome { record, outcome: Outcome::Rejected(rejection), permit: None };
+            let entry = Entry::Outcome { record, outcome: Outcome::Rejected(rejection), held: None };
             let weight = entry.weight();
             self.state.ledger.settle(&ticket, entry, weight);
         }
@@ -352,27 +366,14 @@ impl Coordinator {
 
     /// Tells the broker what has become durable since it was last told.
     fn tell_positions(&mut self) {
-        if self.state.telling {
-            return;
-        }
-        let news: Vec<_> = self
-            .state
-            .ledger
-            .positions()
-            .filter(|(partition, position)| self.state.told.get(*partition) != Some(position))
-            .map(|(partition, position)| (partition.clone(), position))
-            .collect();
-        if news.is_empty() {
-            return;
-        }
-        self.state.told.extend(news.iter().cloned());
-        self.state.telling = true;
+        let Some(news) = self.state.advice.news(self.state.ledger.positions(), Instant::now()) else { return };
         let source = self.source.clone();
         self.state.background.spawn(async move {
-            if let Err(error) = source.commit(news).await {
+            let told = source.commit(news.clone()).await;
+            Background::Told(told.map_err(|error| {
                 tracing::warn!(%error, "the broker did not take our positions; the tables are right all the same");
-            }
-            Background::Told
+                news
+            }))
         });
     }
 
@@ -428,6 +429,7 @@ impl Coordinator {
 
     fn close(&mut self) {
         self.state.phase = Phase::Closing;
+        self.state.closing.cancel();
         if let Some(commit) = self.state.commit.take() {
             commit.abort();
             for done in self.state.revocations.drain(..) {
@@ -444,24 +446,6 @@ impl Coordinator {
             source.close().await;
             Background::Closed
         });
-    }
-}
-
-/// Reads where the partitions stand, for as long as it takes.
-async fn read_resumes(
-    sink: &dyn Sink,
-    partitions: &[TopicPartition],
-    retry: retry::Options,
-) -> Result<Vec<Resume>, SinkError> {
-    let mut backoff = Backoff::new(retry);
-    loop {
-        match sink.resume(partitions).await {
-            Err(error) if error.blame() == Blame::World => {
-                tracing::warn!(%error, "offsets cannot be read from the tables for now");
-                backoff.wait(None).await;
-            }
-            result => return result,
-        }
     }
 }
 

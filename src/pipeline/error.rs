@@ -20,6 +20,9 @@ pub enum PipelineError {
     /// The grace was over before the last rows were written. They will be done again.
     #[error("the grace ended with {open} assets unfinished; they will be done again by the next worker")]
     DrainIncomplete { open: usize },
+    /// A run that was to end by itself was asked to stop before.
+    #[error("stopped before everything that was there at the start was committed; the next run goes on from here")]
+    StoppedEarly,
     #[error("a pipeline task panicked: {detail}")]
     Panicked { detail: String },
 }

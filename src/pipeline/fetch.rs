@@ -45,11 +45,11 @@ pub(super) async fn run(
         let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
         let (fetcher, output) = (fetcher.clone(), output.clone());
         tokio::spawn(async move {
-            let fetched = fetcher.fetch(tracked).await;
-            drop(slot);
-            if let Some(fetched) = fetched {
+            if let Some(fetched) = fetcher.fetch(tracked).await {
                 let _ = output.send(fetched).await;
             }
+            // Given back only now, so that no more media wait than there are slots.
+            drop(slot);
         });
     }
 }

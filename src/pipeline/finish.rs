@@ -25,6 +25,8 @@ pub(super) struct Finish {
     /// What other members of the group have told the broker.
     elsewhere: HashMap<TopicPartition, i64>,
     asked: Option<Instant>,
+    /// A question is out.
+    asking: bool,
 }
 
 impl Finish {
@@ -58,14 +60,16 @@ impl Finish {
                 && ledger.epoch(partition).is_none()
                 && self.elsewhere.get(partition).is_none_or(|position| position < end)
         });
-        if !missing || self.asked.is_some_and(|asked| now < asked + Duration::from_secs(1)) {
+        if !missing || self.asking || self.asked.is_some_and(|asked| now < asked + Duration::from_secs(1)) {
             return false;
         }
         self.asked = Some(now);
+        self.asking = true;
         true
     }
 
     pub(super) fn note_elsewhere(&mut self, positions: Vec<(TopicPartition, i64)>) {
+        self.asking = false;
         self.elsewhere.extend(positions);
     }
 }

@@ -39,7 +39,8 @@ pub(super) async fn run(
 }
 
 async fn infer(tracked: Tracked<PreparedAsset>, inference: &dyn Inference, fatal: &mpsc::Sender<PipelineError>) {
-    let work = tracked.work(Stage::Infer);
+    // Waiting for the device is a queue, so it does not count; a device that is stuck is no asset's fault.
+    tracked.enter(Stage::Infer);
     let (asset, rest) = tracked.split();
     let PreparedAsset { id, kind, event_time, media_hashes, present, prepared } = asset;
     let outcome = match inference.infer(prepared).await {
@@ -63,7 +64,6 @@ async fn infer(tracked: Tracked<PreparedAsset>, inference: &dyn Inference, fatal
             }
         },
     };
-    drop(work);
     rest.settle(outcome);
 }
 

@@ -12,6 +12,7 @@ mod finish;
 mod infer;
 mod options;
 mod patience;
+mod positions;
 mod prepare;
 mod progress;
 mod rows;

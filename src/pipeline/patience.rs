@@ -50,10 +50,15 @@ impl Patience {
         self.cancelled.load(Ordering::Relaxed)
     }
 
-    /// Starts the clock; it stops when the value is dropped.
-    pub(super) fn work(self: &Arc<Self>, stage: Stage) -> Work {
+    /// Names the stage that has it.
+    pub(super) fn enter(&self, stage: Stage) {
         let index = Stage::ALL.iter().position(|other| *other == stage).expect("ALL lists every stage");
         self.stage.store(index as u8, Ordering::Relaxed);
+    }
+
+    /// Starts the clock; it stops when the value is dropped.
+    pub(super) fn work(self: &Arc<Self>, stage: Stage) -> Work {
+        self.enter(stage);
         self.since.store(now(), Ordering::Relaxed);
         Work { patience: self.clone(), counts: true }
     }
@@ -94,9 +99,11 @@ mod tests {
         work.excuse();
         assert_eq!(patience.spent(), Duration::ZERO);
         patience.spent.store(40, Ordering::Relaxed);
-        let work = patience.work(Stage::Infer);
+        let work = patience.work(Stage::Prepare);
         assert!(patience.spent() >= Duration::from_millis(40));
         drop(work);
-        assert_eq!(patience.stage(), Stage::Infer);
+        let spent = patience.spent();
+        patience.enter(Stage::Infer);
+        assert_eq!((patience.stage(), patience.spent()), (Stage::Infer, spent));
     }
 }

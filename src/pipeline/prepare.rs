@@ -75,7 +75,7 @@ impl Preparer {
             })
         });
         if let Some(prepared) = &mut prepared {
-            prepared.release_bytes();
+            prepared.release_media();
         }
         timer.observe_duration();
         drop(work);

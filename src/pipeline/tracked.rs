@@ -26,8 +26,8 @@ struct Baggage {
     record: Arc<Record>,
     patience: Arc<Patience>,
     outcomes: mpsc::Sender<Settled>,
-    asset_permit: Option<OwnedSemaphorePermit>,
-    byte_permit: Option<OwnedSemaphorePermit>,
+    held: Option<Held>,
+    media: Option<OwnedSemaphorePermit>,
 }
 
 /// The report of one ticket.
@@ -38,14 +38,22 @@ pub(super) struct Settled {
     pub(super) outcome: Option<Outcome>,
     pub(super) record: Arc<Record>,
     pub(super) stage: Stage,
-    /// Held until the row is durable, so that rows waiting for a commit count against the limit.
-    pub(super) permit: Option<OwnedSemaphorePermit>,
+    /// Kept until the row is durable, so that rows waiting for a commit count against the limits.
+    pub(super) held: Option<Held>,
 }
 
 /// The permits of one asset.
 pub(super) struct Permits {
-    pub(super) asset: OwnedSemaphorePermit,
-    pub(super) bytes: OwnedSemaphorePermit,
+    pub(super) held: Held,
+    /// For the bytes of its media; free once model inputs are made of them.
+    pub(super) media: Option<OwnedSemaphorePermit>,
+}
+
+/// Permits for the asset itself and the bytes of its message, which stay in memory until the row is durable.
+#[derive(Debug)]
+pub(super) struct Held {
+    pub(super) _asset: OwnedSemaphorePermit,
+    pub(super) _message: OwnedSemaphorePermit,
 }
 
 impl Tracked<Arc<Record>> {
@@ -62,8 +70,8 @@ impl Tracked<Arc<Record>> {
             record: record.clone(),
             patience,
             outcomes,
-            asset_permit: Some(permits.asset),
-            byte_permit: Some(permits.bytes),
+            held: Some(permits.held),
+            media: permits.media,
         };
         Self { value: record, baggage }
     }
@@ -97,14 +105,19 @@ impl<T> Tracked<T> {
         self.baggage.settle(outcome);
     }
 
-    /// Gives back the bytes: media and message are no longer held by a stage.
-    pub(super) fn release_bytes(&mut self) {
-        self.baggage.byte_permit = None;
+    /// Gives back the bytes of media: no stage holds them any longer.
+    pub(super) fn release_media(&mut self) {
+        self.baggage.media = None;
     }
 
     /// Starts this asset's clock.
     pub(super) fn work(&self, stage: Stage) -> Work {
         self.baggage.patience.work(stage)
+    }
+
+    /// Names the stage without starting the clock.
+    pub(super) fn enter(&self, stage: Stage) {
+        self.baggage.patience.enter(stage);
     }
 
     /// True when nobody waits for the outcome any more; drop the asset then.
@@ -125,7 +138,7 @@ impl Baggage {
             outcome,
             record: self.record.clone(),
             stage: self.patience.stage(),
-            permit: self.asset_permit.take(),
+            held: self.held.take(),
         };
         // The channel is as wide as the permits, so it is full only when nobody listens any more.
         let _ = self.outcomes.try_send(settled);
@@ -152,14 +165,14 @@ mod tests {
         let record = Arc::new(Record { origin, epoch: Epoch(1), payload: None });
         let permit = || permits.clone().try_acquire_owned().expect("permits are left");
         let ticket = Ticket { partition, epoch: Epoch(1), offset: 4 };
-        let permits = Permits { asset: permit(), bytes: permit() };
+        let permits = Permits { held: Held { _asset: permit(), _message: permit() }, media: Some(permit()) };
         Tracked::new(ticket, record, Arc::default(), permits, outcomes)
     }
 
     #[test]
     fn a_dropped_asset_reports_itself_as_abandoned() {
         let (sender, mut receiver) = mpsc::channel(4);
-        let permits = Arc::new(Semaphore::new(2));
+        let permits = Arc::new(Semaphore::new(3));
         drop(tracked(sender, &permits));
         let settled = receiver.try_recv().unwrap();
         assert!(settled.outcome.is_none());
@@ -169,7 +182,7 @@ mod tests {
     #[test]
     fn a_rejected_asset_reports_once_and_keeps_its_permit_until_it_is_durable() {
         let (sender, mut receiver) = mpsc::channel(4);
-        let permits = Arc::new(Semaphore::new(2));
+        let permits = Arc::new(Semaphore::new(3));
         let rejection = Rejection {
             asset_id: None,
             stage: Stage::Decode,
@@ -183,8 +196,8 @@ mod tests {
         let settled = receiver.try_recv().unwrap();
         assert_eq!(settled.outcome, Some(Outcome::Rejected(rejection)));
         assert!(receiver.try_recv().is_err());
-        assert_eq!(permits.available_permits(), 1);
+        assert_eq!(permits.available_permits(), 1, "the media are free");
         drop(settled);
-        assert_eq!(permits.available_permits(), 2);
+        assert_eq!(permits.available_permits(), 3);
     }
 }

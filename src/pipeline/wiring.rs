@@ -80,7 +80,7 @@ pub async fn run(parts: Parts, mode: Mode, shutdown: CancellationToken) -> Resul
         Mode::Continuous => None,
         Mode::Once => match ends(&parts, &shutdown).await? {
             Some(ends) => Some(ends),
-            None => return Ok(()),
+            None => return Err(PipelineError::StoppedEarly),
         },
     };
     let Streams { flow, rebalances, failure } = parts.source.start()?;
@@ -105,6 +105,10 @@ pub async fn run(parts: Parts, mode: Mode, shutdown: CancellationToken) -> Resul
     let inputs = Inputs { flow, rebalances, failure, outcomes: settled, fatal, shutdown };
     let result = coordinator.run(inputs).await;
     drop(fatal_sender);
+    if result.is_err() {
+        // Nobody listens to the source any more, so no callback waits; leaving lets others take over at once.
+        parts.source.close().await;
+    }
     stages.shutdown().await;
     result
 }

@@ -70,6 +70,9 @@ pub trait Sink: Send + Sync {
     /// Takes the partitions over from whoever had them, and reads from the logs where each of them stands.
     async fn resume(&self, partitions: &[TopicPartition]) -> Result<Vec<Resume>, SinkError>;
 
+    /// Reads where each partition ends in the results table, in the order asked for, and takes nothing over.
+    async fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, SinkError>;
+
     /// Makes the batch durable. Retries conflicts with other partitions' writers itself.
     /// On an error with [`Blame::World`] the same batch may be given again: what is already written is recognised.
     async fn commit(&self, batch: &Batch) -> Result<Committed, SinkError>;

@@ -69,7 +69,8 @@ pub trait Source: Send + Sync {
     /// Tells the broker how far each partition is done: the next offset to be read. Advice only; the tables know better.
     async fn commit(&self, positions: Vec<(TopicPartition, i64)>) -> Result<(), SourceError>;
 
-    /// For every partition of the topics, whether assigned or not: the offset that the next record would get.
+    /// For every partition of the topics, whether assigned or not: the offset that the next record would get; 0 for one that
+    /// holds no record.
     async fn ends(&self) -> Result<Vec<(TopicPartition, i64)>, SourceError>;
 
     /// What was last told by `commit`, by any member of the group, for every partition of the topics.

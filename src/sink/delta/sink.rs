@@ -261,6 +261,12 @@ impl Sink for DeltaSink {
         Ok(resumes)
     }
 
+    async fn committed(&self, partitions: &[TopicPartition]) -> Result<Vec<Option<i64>>, SinkError> {
+        let applications: Vec<String> = partitions.iter().map(|partition| self.application(partition)).collect();
+        let view = self.results.log.view(&applications, "").await?;
+        Ok(applications.iter().map(|application| view.transactions.get(application).copied()).collect())
+    }
+
     async fn commit(&self, batch: &Batch) -> Result<Committed, SinkError> {
         if batch.ranges.is_empty() && batch.results.is_empty() && batch.rejections.is_empty() {
             return Ok(Committed::default());

@@ -50,7 +50,9 @@ pub(super) async fn write_files(table: &Table, structure: &Structure, rows: &[&R
     });
     match written.await {
         Ok(files) => files.map_err(|error| sink_error(&table.name, error)),
-        Err(panic) => Err(SinkError::Unavailable { table: table.name.clone(), detail: panic.to_string() }),
+        Err(panic) => {
+            Err(SinkError::Encoding { column: "(any)".to_owned(), detail: format!("writing Parquet: {panic}") })
+        }
     }
 }
 

@@ -17,13 +17,14 @@ use crate::source::api::SourceError;
 /// How long the broker may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(15);
 
-/// The end of every partition: the offset of the next record that a reader of committed records could get.
+/// The end of every partition: the offset of the next record that a reader of committed records could get; 0 for one that
+/// holds no record, even when it once did.
 pub fn ends(config: &ClientConfig, topics: &[Arc<str>]) -> Result<Vec<(TopicPartition, i64)>, SourceError> {
     let client = client(config)?;
     let mut ends = Vec::new();
     for partition in partitions(&client, topics)? {
-        let (_, end) = watermarks(&client, &partition)?;
-        ends.push((partition, end));
+        let (start, end) = watermarks(&client, &partition)?;
+        ends.push((partition, if start == end { 0 } else { end }));
     }
     Ok(ends)
 }

@@ -120,11 +120,25 @@ impl Member {
             if self.consumer.context().has_claims() {
                 self.assigned_once = true;
                 self.unknown = None;
-            } else if self.unknown.is_some_and(|since| since.elapsed() > UNKNOWN) {
+            } else if self.unknown.is_some_and(|since| since.elapsed() > UNKNOWN) && self.is_still_unknown() {
                 return Err(self.topic_error("the brokers do not know it; create it first".to_owned()));
             }
         }
         Ok(())
+    }
+
+    /// Asks once more: the library says that a topic is missing, not that it has come.
+    fn is_still_unknown(&mut self) -> bool {
+        let metadata = self.consumer.fetch_metadata(Some(self.consumer.context().topic()), SEEK);
+        let exists =
+            |topic: &rdkafka::metadata::MetadataTopic| topic.error().is_none() && !topic.partitions().is_empty();
+        self.unknown = match metadata {
+            Ok(metadata) if metadata.topics().iter().any(exists) => None,
+            Ok(_) => return true,
+            // Unreachable brokers know nothing; ask again later.
+            Err(_) => Some(Instant::now()),
+        };
+        false
     }
 
     /// Moves what is held into the channel as long as it is wanted and there is room.
