@@ -99,6 +99,9 @@ pub(super) struct State {
     phase: Phase,
     /// Cancelled when the group is being left.
     closing: CancellationToken,
+    /// All that `--once` was for is durable.
+    reached: bool,
+    /// Assets that the grace was too short for.
     incomplete: usize,
     closed: bool,
 }
@@ -115,6 +118,7 @@ impl Default for State {
             advice: Advice::default(),
             phase: Phase::Running,
             closing: CancellationToken::new(),
+            reached: false,
             incomplete: 0,
             closed: false,
         }
@@ -156,7 +160,7 @@ impl Coordinator {
             }
         }
         match self.state.incomplete {
-            _ if self.finish.is_reached(&self.state.ledger) => Ok(()),
+            _ if self.state.reached => Ok(()),
             0 if self.finish.ends.is_none() => Ok(()),
             0 => Err(PipelineError::StoppedEarly),
             open => Err(PipelineError::DrainIncomplete { open }),
@@ -430,6 +434,8 @@ impl Coordinator {
     fn close(&mut self) {
         self.state.phase = Phase::Closing;
         self.state.closing.cancel();
+        // Leaving the group takes the partitions, and with them what is known of their positions.
+        self.state.reached = self.finish.is_reached(&self.state.ledger);
         if let Some(commit) = self.state.commit.take() {
             commit.abort();
             for done in self.state.revocations.drain(..) {
