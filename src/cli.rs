@@ -200,7 +200,7 @@ pub fn main() -> ExitCode {
     match result {
         Ok(()) => ExitCode::from(Exit::Success as u8),
         Err(error) => {
-            eprintln!("assay: {error:#}");
+            eprintln!("assay: {}", chain(&error));
             ExitCode::from(exit_for(&error) as u8)
         }
     }
@@ -273,6 +273,15 @@ fn on_signal(forced: CancellationToken) -> CancellationToken {
     graceful
 }
 
+/// The error and its causes, each said once: many errors say their cause themselves.
+fn chain(error: &anyhow::Error) -> String {
+    error.chain().map(ToString::to_string).fold(String::new(), |told, cause| match told.contains(&cause) {
+        true => told,
+        false if told.is_empty() => cause,
+        false => format!("{told}: {cause}"),
+    })
+}
+
 fn exit_for(error: &anyhow::Error) -> Exit {
     if error.downcast_ref::<check::Problems>().is_some() || error.downcast_ref::<UnknownJob>().is_some() {
         return Exit::Usage;
@@ -320,6 +329,12 @@ mod tests {
             let help = verb.get_after_help().map(ToString::to_string).unwrap_or_default();
             assert!(help.contains("Example: assay "), "{} has no example", verb.get_name());
         }
+    }
+
+    #[test]
+    fn a_cause_is_told_once() {
+        let error = anyhow::anyhow!("no such file").context("config.json: no such file").context("models.demo");
+        assert_eq!(chain(&error), "models.demo: config.json: no such file");
     }
 
     #[test]

@@ -57,12 +57,13 @@ const QUESTIONS: [(&str, &str); 3] = [
     ),
     (
         "Which products look most like the first one?",
-        "WITH one AS (SELECT asset_id, image_embedding FROM product_embedding.latest WHERE image_embedding IS NOT NULL \
-         ORDER BY asset_id LIMIT 1) \
-         SELECT other.asset_id, other.headers['title'] AS title, \
+        "WITH one AS (SELECT asset_id, headers['title'] AS title, image_embedding FROM product_embedding.latest \
+         WHERE image_embedding IS NOT NULL ORDER BY asset_id LIMIT 1) \
+         SELECT one.title AS product, other.headers['title'] AS looks_like, \
          round(cosine_similarity(other.image_embedding, one.image_embedding), 3) AS similarity \
-         FROM product_embedding.latest AS other CROSS JOIN one WHERE other.image_embedding IS NOT NULL \
-         ORDER BY similarity DESC, other.asset_id LIMIT 6",
+         FROM product_embedding.latest AS other CROSS JOIN one \
+         WHERE other.image_embedding IS NOT NULL AND other.asset_id <> one.asset_id \
+         ORDER BY similarity DESC, other.asset_id LIMIT 5",
     ),
     (
         "Which new products fit an ad that nobody has clicked on yet?",

@@ -21,7 +21,7 @@ pub struct Options {
 
 impl Default for Options {
     fn default() -> Self {
-        Self { assets: 8192, bytes: ByteSize::mib(512), media_reserve: ByteSize::mib(1), cpu_threads: 0 }
+        Self { assets: 4096, bytes: ByteSize::mib(512), media_reserve: ByteSize::mib(1), cpu_threads: 0 }
     }
 }
 

@@ -47,7 +47,8 @@ pub(super) async fn run(
     output: mpsc::Sender<Tracked<PreparedAsset>>,
     preparer: Arc<Preparer>,
 ) {
-    let threads = Arc::new(Semaphore::new(preparer.threads));
+    // One more than cores, so that no core waits while a chunk is handed over.
+    let threads = Arc::new(Semaphore::new(preparer.threads + 1));
     let mut chunk = Vec::with_capacity(CHUNK);
     while input.recv_many(&mut chunk, CHUNK).await > 0 {
         let thread = threads.clone().acquire_owned().await.expect("the semaphore is never closed");
