@@ -83,7 +83,17 @@ async fn each_bad_asset_costs_exactly_one_rejection_that_says_why() {
         ("s3://b/noise", vec![7; 300]),
         ("s3://b/large", vec![0; 2 << 20]),
     ]);
-    once(run.parts(media, ScriptedInference::new("tiny")).await).await.unwrap();
+    let parts = run.parts(media, ScriptedInference::new("tiny")).await;
+    let metrics = parts.metrics.clone();
+    once(parts).await.unwrap();
+    let exposition = metrics.render();
+    for count in [
+        "assay_rejections_total{job=\"embedding\",reason=\"media_not_found\",stage=\"fetch\"} 1",
+        "assay_outcomes_total{job=\"embedding\",outcome=\"rejected\"} 10",
+        "assay_outcomes_total{job=\"embedding\",outcome=\"annotated\"} 2",
+    ] {
+        assert!(exposition.contains(count), "{count}\n{exposition}");
+    }
 
     let rows = ask(&run.tables(), JOB, "SELECT \"offset\", stage, reason, blame FROM rejections ORDER BY 1").await;
     let row = |offset: &str, stage: &str, reason: &str| [offset, stage, reason, "asset"].map(str::to_owned).to_vec();

@@ -14,14 +14,14 @@ use tokio::task::{JoinError, JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use crate::domain::{Blame, Epoch, Outcome, Rejection, TopicPartition};
-use crate::ledger::{Ledger, Settling};
+use crate::ledger::{Ledger, Settling, Ticket};
 use crate::metrics::Metrics;
 use crate::retry;
 use crate::sink::{RejectionMark, Resume, SinkError};
 use crate::source::{Flow, Rebalance, Record, Source, SourceError};
 
 use super::admission::Admission;
-use super::commit::{Committer, Entry, Finished};
+use super::commit::{Committer, Counts, Entry, Finished};
 use super::error::PipelineError;
 use super::finish::{Finish, Phase};
 use super::patience::Patience;
@@ -221,17 +221,29 @@ impl Coordinator {
                 }
                 continue;
             };
-            if let Outcome::Rejected(rejection) = &outcome {
-                let Rejection { reason, detail, .. } = rejection;
-                tracing::debug!(job = self.job, %ticket, stage = rejection.stage.as_str(), reason, detail, "asset rejected");
-            }
-            let entry = Entry::Outcome { record, outcome, held };
-            let weight = entry.weight();
-            if self.state.ledger.settle(&ticket, entry, weight) != Settling::Accepted {
-                tracing::trace!(%ticket, "late outcome dropped");
-            }
+            self.settle(&ticket, Entry::Outcome { record, outcome, held });
         }
         Ok(())
+    }
+
+    /// Enters an outcome into the ledger, which drops it when it comes too late.
+    fn settle(&mut self, ticket: &Ticket, entry: Entry) {
+        let rejected = match &entry {
+            Entry::Outcome { outcome: Outcome::Rejected(Rejection { stage, reason, detail, .. }), .. } => {
+                tracing::debug!(job = self.job, %ticket, stage = stage.as_str(), reason, detail, "asset rejected");
+                Some((stage.as_str(), *reason))
+            }
+            _ => None,
+        };
+        let weight = entry.weight();
+        match self.state.ledger.settle(ticket, entry, weight) {
+            Settling::Accepted => {
+                if let Some((stage, reason)) = rejected {
+                    self.metrics.rejections_total.with_label_values(&[self.job.as_str(), stage, reason]).inc();
+                }
+            }
+            Settling::Stale | Settling::Repeated => tracing::trace!(%ticket, "late outcome dropped"),
+        }
     }
 
     fn on_rebalance(&mut self, rebalance: Rebalance) {
@@ -306,10 +318,7 @@ impl Coordinator {
             {
                 assignment.mark = *mark;
             }
-            let counts = counts[partition];
-            self.progress.annotated.fetch_add(counts.annotated, Ordering::Relaxed);
-            self.progress.removed.fetch_add(counts.removed, Ordering::Relaxed);
-            self.progress.rejected.fetch_add(counts.rejected, Ordering::Relaxed);
+            self.count(counts[partition]);
         }
         let fenced: Vec<_> = committed
             .fenced
@@ -323,6 +332,18 @@ impl Coordinator {
         }
         self.tell_positions();
         Ok(())
+    }
+
+    /// Outcomes count once they are durable.
+    fn count(&self, counts: Counts) {
+        for (outcome, number, progress) in [
+            ("annotated", counts.annotated, &self.progress.annotated),
+            ("removed", counts.removed, &self.progress.removed),
+            ("rejected", counts.rejected, &self.progress.rejected),
+        ] {
+            progress.fetch_add(number, Ordering::Relaxed);
+            self.metrics.outcomes_total.with_label_values(&[self.job.as_str(), outcome]).inc_by(number);
+        }
     }
 
     fn on_tick(&mut self) {
@@ -362,9 +383,7 @@ impl Coordinator {
                 blame: Blame::Asset,
                 attempts: 1,
             };
-            let entry = Entry::Outcome { record, outcome: Outcome::Rejected(rejection), held: None };
-            let weight = entry.weight();
-            self.state.ledger.settle(&ticket, entry, weight);
+            self.settle(&ticket, Entry::Outcome { record, outcome: Outcome::Rejected(rejection), held: None });
         }
     }
 

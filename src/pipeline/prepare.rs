@@ -1,12 +1,13 @@
 //! Third stage, on CPU threads: pictures are decoded, templates filled, model inputs made.
 //!
-//! Receives [`FetchedAsset`]s, sends [`PreparedAsset`]s, in chunks to a bounded number of blocking threads. A picture that
+//! Receives [`FetchedAsset`]s, sends [`PreparedAsset`]s. The stage has threads of its own, which take small chunks by themselves:
+//! nothing is handed over while a core waits, and memory stays where it was freed. A picture that
 //! cannot be decoded rejects its asset, a decoder that panics too. Media bytes are given back here. Ends when its input ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::mpsc;
 
 use crate::domain::{AssetKind, Blame, Rejection, Stage};
 use crate::engine::{Image, Inference, Prepared, Request, Task};
@@ -19,7 +20,7 @@ use super::fetch::FetchedAsset;
 use super::tracked::Tracked;
 
 /// Small, so that one slow picture holds back few others.
-const CHUNK: usize = 8;
+const CHUNK: usize = 4;
 
 /// What inference needs, and what the row will need beside it.
 pub(super) struct PreparedAsset {
@@ -43,29 +44,50 @@ pub(super) struct Preparer {
 }
 
 pub(super) async fn run(
-    mut input: mpsc::Receiver<Tracked<FetchedAsset>>,
+    input: mpsc::Receiver<Tracked<FetchedAsset>>,
     output: mpsc::Sender<Tracked<PreparedAsset>>,
     preparer: Arc<Preparer>,
 ) {
-    // One more than cores, so that no core waits while a chunk is handed over.
-    let threads = Arc::new(Semaphore::new(preparer.threads + 1));
-    let mut chunk = Vec::with_capacity(CHUNK);
-    while input.recv_many(&mut chunk, CHUNK).await > 0 {
-        let thread = threads.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let assets = std::mem::take(&mut chunk);
-        let (preparer, output) = (preparer.clone(), output.clone());
-        tokio::task::spawn_blocking(move || {
-            for asset in assets.into_iter().filter(|asset| !asset.is_cancelled()) {
-                if let Some(prepared) = preparer.prepare_tracked(asset) {
-                    let _ = output.blocking_send(prepared);
-                }
-            }
-            drop(thread);
-        });
+    let input = Arc::new(Mutex::new(input));
+    // Each thread holds a sender, so the channel closes when the last one has ended.
+    let (working, mut ended) = mpsc::channel::<()>(1);
+    for number in 0..preparer.threads {
+        let (input, output, worker, working) = (input.clone(), output.clone(), preparer.clone(), working.clone());
+        let work = move || {
+            worker.work(&input, &output);
+            drop(working);
+        };
+        if let Err(error) = std::thread::Builder::new().name(format!("prepare-{number}")).spawn(work) {
+            let detail = format!("a thread of the prepare stage cannot be started: {error}");
+            let _ = preparer.fatal.send(PipelineError::Panicked { detail }).await;
+        }
     }
+    drop((working, output));
+    ended.recv().await;
 }
 
 impl Preparer {
+    /// What one thread does, until the input ends.
+    fn work(
+        &self,
+        input: &Mutex<mpsc::Receiver<Tracked<FetchedAsset>>>,
+        output: &mpsc::Sender<Tracked<PreparedAsset>>,
+    ) {
+        let mut chunk = Vec::with_capacity(CHUNK);
+        loop {
+            let received = input.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv_many(&mut chunk, CHUNK);
+            if received == 0 {
+                return;
+            }
+            for asset in chunk.drain(..).filter(|asset| !asset.is_cancelled()) {
+                if let Some(prepared) = self.prepare_tracked(asset) {
+                    // A closed channel means that the pipeline is ending; the asset reports itself as abandoned.
+                    let _ = output.blocking_send(prepared);
+                }
+            }
+        }
+    }
+
     fn prepare_tracked(&self, tracked: Tracked<FetchedAsset>) -> Option<Tracked<PreparedAsset>> {
         let work = tracked.work(Stage::Prepare);
         let timer = self.metrics.prepare_seconds.start_timer();
