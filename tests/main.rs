@@ -7,4 +7,5 @@ mod command_line;
 mod crash;
 mod group;
 mod line;
+mod shipped_model;
 mod stage;
