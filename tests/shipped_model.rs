@@ -43,7 +43,9 @@ async fn the_shipped_encoder_equals_the_reference_for_texts_and_pictures() {
     let answer = engine.infer(engine.prepare(&request).unwrap()).await.unwrap();
     for (index, (embedding, reference)) in answer.embeddings.iter().zip(&references).enumerate() {
         let largest = embedding.iter().zip(reference).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
-        assert!(embedding.len() == reference.len() && largest < 1e-4, "task {index} is off by {largest}");
+        // Reference resizers differ by one level of 255 in some pixels; texts have no such freedom.
+        let tolerance = if matches!(request.tasks[index], Task::EmbedText { .. }) { 1e-4 } else { 5e-4 };
+        assert!(embedding.len() == reference.len() && largest < tolerance, "task {index} is off by {largest}");
     }
     engine.shutdown(Duration::from_secs(10)).unwrap();
 }
