@@ -48,7 +48,7 @@ pub struct Limits {
     pub side: u32,
     /// Most media of one asset.
     pub media: usize,
-    /// From reading the message to its answer.
+    /// Work on one asset before inference: decoding, reading its media, preparing. Queues and outages do not count.
     pub deadline: Duration,
 }
 

@@ -13,7 +13,7 @@ pub struct Options {
     pub assets: usize,
     /// Bytes of messages and media in memory.
     pub bytes: ByteSize,
-    /// What one medium counts against `bytes`; its real size is known only when it is read.
+    /// What one medium counts against `bytes` until model inputs are made of it, whatever its size.
     pub media_reserve: ByteSize,
     /// Threads that decode pictures and prepare model inputs; 0 means one per core.
     pub cpu_threads: usize,
