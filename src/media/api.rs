@@ -22,6 +22,17 @@ pub struct Media {
 pub trait MediaStore: Send + Sync {
     /// Reads the whole object, at most `limit` bytes; the limit is enforced while streaming.
     async fn fetch(&self, url: &str, limit: u64) -> Result<Media, MediaError>;
+
+    /// Whether the reference names a file of this machine.
+    fn is_local(&self, _url: &str) -> bool {
+        false
+    }
+
+    /// [`fetch`](Self::fetch) for a file of this machine. Blocking: many small files are read by one thread, without a
+    /// hand-over for each.
+    fn read_local(&self, url: &str, _limit: u64) -> Result<Media, MediaError> {
+        Err(MediaError::Malformed { url: url.to_owned(), detail: "it is no file of this machine".to_owned() })
+    }
 }
 
 /// A decoded picture: 8-bit RGB, rows from the top, no padding.

@@ -1,11 +1,13 @@
 //! Reading files of listed folders. Blocking: callers run it off the async threads.
 //!
-//! A file is read only when its canonical path, with every link resolved, lies in the canonical form of a listed
-//! folder, and only when it is a regular file: a pipe would block for ever. The canonical folders are remembered,
+//! A file is read only when what was opened lies, with every link resolved, in the canonical form of a listed folder, and
+//! only when it is a regular file: a pipe would block for ever. The canonical folders are remembered,
 //! and looked up again when a file seems to lie outside, because a folder may be a link that is switched over.
 
 use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::OpenOptionsExt;
 use std::path::{Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
@@ -33,22 +35,23 @@ impl Folders {
     /// Reads the whole file, at most `limit` bytes. `path` has passed the allow-list; `url` is for messages.
     pub fn read(&self, url: &str, path: &Path, limit: u64) -> Result<Media, MediaError> {
         let failed = |error: io::Error| self.failure(url, path, &error);
-        let path = fs::canonicalize(path).map_err(failed)?;
-        if !self.contains(&path) {
-            let detail = format!("it leads to {}, outside of the listed folders", path.display());
-            return Err(MediaError::Forbidden { url: url.to_owned(), detail });
-        }
-        let metadata = fs::symlink_metadata(&path).map_err(failed)?;
+        let metadata = fs::metadata(path).map_err(failed)?;
         if !metadata.is_file() {
             let detail = "it is a folder or a device, not a regular file".to_owned();
             return Err(MediaError::Refused { url: url.to_owned(), detail });
+        }
+        // Should a pipe take the file's place just now, opening it must not block.
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let opened = real_path(&file, path).map_err(failed)?;
+        if !self.contains(&opened) {
+            let detail = format!("it leads to {}, outside of the listed folders", opened.display());
+            return Err(MediaError::Forbidden { url: url.to_owned(), detail });
         }
         let too_large = || MediaError::TooLarge { url: url.to_owned(), limit };
         if metadata.len() > limit {
             return Err(too_large());
         }
         let mut bytes = Vec::with_capacity(metadata.len() as usize + 1);
-        let file = File::open(&path).map_err(failed)?;
         // The file may grow while it is read.
         file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed)?;
         if bytes.len() as u64 > limit {
@@ -86,6 +89,11 @@ impl Folders {
         let any_there = first.exists() || holders.any(Path::exists);
         (!any_there).then_some(first)
     }
+}
+
+/// Where the opened file lies with every link resolved. Linux tells it in one call; elsewhere the path is walked.
+fn real_path(file: &File, path: &Path) -> io::Result<PathBuf> {
+    fs::read_link(format!("/proc/self/fd/{}", file.as_raw_fd())).or_else(|_| fs::canonicalize(path))
 }
 
 impl Root {

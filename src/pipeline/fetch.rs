@@ -5,7 +5,7 @@
 
 use std::sync::Arc;
 
-use tokio::sync::{Semaphore, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::domain::{Asset, Blame, MediaReference, Rejection, Stage};
 use crate::job::{EmbeddingInput, JobSpec};
@@ -13,6 +13,9 @@ use crate::media::{Media, MediaError, MediaStore};
 use crate::retry;
 
 use super::tracked::Tracked;
+
+/// Files of this machine that one thread reads in a row.
+const CHUNK: usize = 8;
 
 /// An asset and the media that were read for it.
 pub(super) struct FetchedAsset {
@@ -35,22 +38,26 @@ pub(super) async fn run(
     fetcher: Arc<Fetcher>,
 ) {
     let slots = Arc::new(Semaphore::new(fetcher.concurrency.max(1)));
-    while let Some(tracked) = input.recv().await {
-        let most = fetcher.job.limits.media;
-        let Some(tracked) = tracked.and_then(|asset| within_limit(asset, most)) else { continue };
-        if fetcher.needed(&tracked.value).is_empty() {
-            let _ = output.send(tracked.map(|asset| FetchedAsset { asset, media: Vec::new() })).await;
-            continue;
-        }
-        let slot = slots.clone().acquire_owned().await.expect("the semaphore is never closed");
-        let (fetcher, output) = (fetcher.clone(), output.clone());
-        tokio::spawn(async move {
-            if let Some(fetched) = fetcher.fetch(tracked).await {
-                let _ = output.send(fetched).await;
+    let slot = async || Arc::new(slots.clone().acquire_owned().await.expect("the semaphore is never closed"));
+    let most = fetcher.job.limits.media;
+    let mut chunk = Vec::with_capacity(CHUNK);
+    while input.recv_many(&mut chunk, CHUNK).await > 0 {
+        let mut local = Vec::new();
+        for tracked in chunk.drain(..) {
+            let Some(tracked) = tracked.and_then(|asset| within_limit(asset, most)) else { continue };
+            let needed = fetcher.needed(&tracked.value);
+            if needed.is_empty() {
+                let _ = output.send(tracked.map(|asset| FetchedAsset { asset, media: Vec::new() })).await;
+            } else if needed.iter().all(|reference| fetcher.store.is_local(&reference.url)) {
+                local.push(tracked);
+            } else {
+                fetcher.clone().start(tracked, output.clone(), slot().await);
             }
-            // Given back only now, so that no more media wait than there are slots.
-            drop(slot);
-        });
+        }
+        if !local.is_empty() {
+            let (fetcher, output, slot) = (fetcher.clone(), output.clone(), slot().await);
+            tokio::task::spawn_blocking(move || fetcher.read_local(local, &output, &slot));
+        }
     }
 }
 
@@ -72,6 +79,53 @@ impl Fetcher {
     /// The references to read: encoders look at the main picture alone.
     fn needed<'a>(&self, asset: &'a Asset) -> Vec<&'a MediaReference> {
         if needs_picture(&self.job) { main_picture(asset).into_iter().collect() } else { Vec::new() }
+    }
+
+    /// Fetches the media of one asset in a task of its own.
+    fn start(
+        self: Arc<Self>,
+        tracked: Tracked<Asset>,
+        output: mpsc::Sender<Tracked<FetchedAsset>>,
+        slot: Arc<OwnedSemaphorePermit>,
+    ) {
+        tokio::spawn(async move {
+            if let Some(fetched) = self.fetch(tracked).await {
+                let _ = output.send(fetched).await;
+            }
+            // Given back only now, so that no more media wait than there are slots.
+            drop(slot);
+        });
+    }
+
+    /// Reads the files of some assets one after the other. Those whose folder is not there just now are tried again.
+    fn read_local(
+        self: Arc<Self>,
+        assets: Vec<Tracked<Asset>>,
+        output: &mpsc::Sender<Tracked<FetchedAsset>>,
+        slot: &Arc<OwnedSemaphorePermit>,
+    ) {
+        for tracked in assets.into_iter().filter(|tracked| !tracked.is_cancelled()) {
+            let work = tracked.work(Stage::Fetch);
+            let limit = self.job.limits.media_bytes;
+            let media =
+                self.needed(&tracked.value).iter().map(|medium| self.store.read_local(&medium.url, limit)).collect();
+            match media {
+                Err(error) if MediaError::blame(&error) == Blame::World => {
+                    work.excuse();
+                    self.clone().start(tracked, output.clone(), slot.clone());
+                }
+                media => {
+                    drop(work);
+                    let fetched = tracked.and_then(|asset| match media {
+                        Ok(media) => Ok(FetchedAsset { asset, media }),
+                        Err(error) => Err(rejection(&asset.id, &error, 1)),
+                    });
+                    if let Some(fetched) = fetched {
+                        let _ = output.blocking_send(fetched);
+                    }
+                }
+            }
+        }
     }
 
     async fn fetch(&self, tracked: Tracked<Asset>) -> Option<Tracked<FetchedAsset>> {
