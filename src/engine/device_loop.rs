@@ -22,8 +22,8 @@ use crate::model::{Encoder, ModelError, Pixels, TokenIds};
 pub struct DeviceModel {
     pub name: String,
     pub encoder: Box<dyn Encoder>,
-    /// A text that is known to work: when even this fails, it is the device that is broken.
-    pub probe: TokenIds,
+    /// An input that is known to work: when even this fails, it is the device that is broken.
+    pub probe: Content,
 }
 
 /// One input of a prepared request.
@@ -44,6 +44,14 @@ impl Content {
         match self {
             Self::Text(ids) => ids.cost(),
             Self::Image(pixels) => pixels.cost,
+        }
+    }
+
+    /// The rows of this one input, which is one row.
+    pub fn embed_alone(&self, encoder: &mut dyn Encoder) -> Result<Vec<Vec<f32>>, ModelError> {
+        match self {
+            Self::Text(ids) => encoder.embed_texts(&[ids]),
+            Self::Image(pixels) => encoder.embed_images(&[pixels]),
         }
     }
 }
@@ -232,9 +240,9 @@ impl DeviceLoop {
     /// Tells a bad input from a broken device.
     fn check_device(&mut self, model: usize) -> Result<(), String> {
         let DeviceModel { name, encoder, probe } = &mut self.models[model];
-        match encoder.embed_texts(&[probe]) {
+        match probe.embed_alone(encoder.as_mut()) {
             Ok(_) => Ok(()),
-            Err(error) => Err(format!("model {name:?} fails even on a known text: {error}")),
+            Err(error) => Err(format!("model {name:?} fails even on a known input: {error}")),
         }
     }
 

@@ -19,8 +19,11 @@ use super::options::{EngineError, ModelOptions, Options};
 use crate::metrics::Metrics;
 use crate::model::{self, Encoder, ModelError, Picture, Pixels, Processor};
 
-/// The text that every model must be able to embed.
-const PROBE: &str = "a picture";
+/// The text that every model which takes texts must be able to embed.
+const PROBE_TEXT: &str = "a picture";
+
+/// The picture that a model which takes only pictures must be able to embed.
+const PROBE_PICTURE: Picture<'_> = Picture { width: 2, height: 2, rgb: &[127; 12] };
 
 /// The running engine. Dropping it lets the device thread finish what waits, without anybody waiting for it.
 pub struct Engine {
@@ -59,11 +62,14 @@ impl Engine {
         for (name, from) in models {
             let parts = model::load(&from.path, from.dtype, &device)
                 .map_err(|source| EngineError::Model { name: name.clone(), source: Box::new(source) })?;
+            let Some(both) = parts.encoder else {
+                return Err(EngineError::NoEncoder { name: name.clone(), architecture: parts.architecture });
+            };
             let description = ModelDescription {
                 name: name.clone(),
                 architecture: parts.architecture,
                 fingerprint: parts.fingerprint,
-                dimensions: parts.encoder.dimensions(),
+                dimensions: both.encoder.dimensions(),
             };
             tracing::info!(
                 model = name,
@@ -72,7 +78,7 @@ impl Engine {
                 dimensions = description.dimensions,
                 "model loaded"
             );
-            loaded.push(Model { description, processor: parts.processor, encoder: parts.encoder });
+            loaded.push(Model { description, processor: both.processor, encoder: both.encoder });
         }
         Self::with_models(options, loaded, metrics)
     }
@@ -202,8 +208,12 @@ fn blame(model: &str, error: ModelError) -> InferenceError {
 /// Lets the model compute once, so that a broken one is found before any asset is.
 fn probed(name: &str, mut encoder: Box<dyn Encoder>, processor: &dyn Processor) -> Result<DeviceModel, EngineError> {
     let failed = |detail: String| EngineError::Probe { name: name.to_owned(), detail };
-    let probe = processor.text(PROBE).map_err(|error| failed(error.to_string()))?;
-    let rows = encoder.embed_texts(&[&probe]).map_err(|error| failed(error.to_string()))?;
+    let probe = match encoder.takes_texts() {
+        true => processor.text(PROBE_TEXT).map(Content::Text),
+        false => processor.image(PROBE_PICTURE).map(|pixels| Content::Image(Arc::new(pixels))),
+    };
+    let probe = probe.map_err(|error| failed(error.to_string()))?;
+    let rows = probe.embed_alone(encoder.as_mut()).map_err(|error| failed(error.to_string()))?;
     match rows.iter().flatten().all(|value| value.is_finite()) {
         true => Ok(DeviceModel { name: name.to_owned(), encoder, probe }),
         false => Err(failed("its vector holds values which are no numbers".to_owned())),
@@ -286,6 +296,14 @@ mod tests {
     impl Encoder for Moody {
         fn dimensions(&self) -> usize {
             2
+        }
+
+        fn takes_texts(&self) -> bool {
+            true
+        }
+
+        fn takes_images(&self) -> bool {
+            true
         }
 
         fn embed_texts(&mut self, texts: &[&TokenIds]) -> Result<Vec<Vec<f32>>, ModelError> {
@@ -553,12 +571,34 @@ mod tests {
         for (name, found) in ["clip", "siglip"].iter().zip(answer.embeddings.chunks(2)) {
             let mut alone =
                 model::load(&models[*name].path, crate::model::Precision::F32, &model::open_device("cpu").unwrap())
+                    .unwrap()
+                    .encoder
                     .unwrap();
             let ids = alone.processor.text(text).unwrap();
             assert_eq!(found[0], alone.encoder.embed_texts(&[&ids]).unwrap()[0]);
             let pixels = alone.processor.image(picture(&image)).unwrap();
             assert_eq!(found[1], alone.encoder.embed_images(&[&pixels]).unwrap()[0]);
         }
+        engine.shutdown(HOUR).unwrap();
+    }
+
+    #[tokio::test]
+    async fn a_model_that_takes_only_pictures_or_only_texts_starts_and_refuses_the_other() {
+        let folder = PathBuf::from(concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parity/models"));
+        let of = |name: &str| ModelOptions { path: folder.join(name), dtype: crate::model::Precision::F32 };
+        let models =
+            BTreeMap::from([("pictures".to_owned(), of("resnet-basic")), ("sentences".to_owned(), of("bert-minilm"))]);
+        let engine = Engine::start(&Options::default(), &models, Arc::new(Metrics::new())).unwrap();
+        let image = Arc::new(Image { width: 2, height: 3, rgb: vec![9; 18] });
+        let text = |model: &str| Task::EmbedText { model: model.into(), text: "a bridge".to_owned() };
+        let picture = |model: &str| Task::EmbedImage { model: model.into(), image: image.clone() };
+        for refused in [text("pictures"), picture("sentences")] {
+            let refusal = engine.prepare(&Request { tasks: vec![refused] }).err();
+            assert!(matches!(refusal, Some(InferenceError::BadInput { .. })), "{refusal:?}");
+        }
+        let taken = Request { tasks: vec![picture("pictures"), text("sentences")] };
+        let answer = engine.infer(engine.prepare(&taken).unwrap()).await.unwrap();
+        assert_eq!(answer.embeddings.iter().map(Vec::len).collect::<Vec<_>>(), [64, 72]);
         engine.shutdown(HOUR).unwrap();
     }
 
@@ -569,6 +609,6 @@ mod tests {
         assert!(toml::from_str::<Options>("batch = 3").is_err());
         let model: ModelOptions = toml::from_str("path = \"m\"\ndtype = \"bf16\"").unwrap();
         assert_eq!(model.dtype, crate::model::Precision::Bf16);
-        assert!(toml::from_str::<ModelOptions>("path = \"m\"\ndtype = \"int8\"").is_err());
+        assert!(toml::from_str::<ModelOptions>("path = \"m\"\ndtype = \"int7\"").is_err());
     }
 }

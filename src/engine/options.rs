@@ -50,6 +50,8 @@ pub enum EngineError {
     Device(#[source] ModelError),
     #[error("models.{name}: {source}")]
     Model { name: String, source: Box<ModelError> },
+    #[error("models.{name}: {architecture} writes text and embeds nothing; name a model that embeds")]
+    NoEncoder { name: String, architecture: String },
     #[error("models.{name} was loaded but its first computation failed: {detail}")]
     Probe { name: String, detail: String },
     #[error("the device thread cannot be started: {0}")]

@@ -1,12 +1,18 @@
 //! The boundary of the models: what the CPU prepares, what the device computes, and how either fails.
 //!
-//! A model knows token ids and pixels; it knows no product, no job, no queue and no clock. A [`Processor`] runs on any
-//! thread; an [`Encoder`] is owned by exactly one device thread, which is why its methods take `&mut self`.
-//! Generation will stand beside [`Encoder`] as a trait `Generator` over the same [`TokenIds`] and [`Pixels`], owned by
-//! the same thread; a loaded model then offers either or both.
+//! A model knows token ids and pixels; it knows no product, no job, no queue and no clock. A [`Processor`] and a
+//! [`ChatProcessor`] run on any thread; an [`Encoder`] and a [`Generator`] are owned by exactly one device thread, which is
+//! why their methods take `&mut self`. A loaded model offers an encoder, a generator or both.
 //! Invariant: a result depends on its own input alone, never on what else is in the batch.
 
+use std::ops::Range;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::Tensor;
+
+use super::trace::Trace;
+use crate::kv::{BlockId, KvStore};
 
 /// One text as the model wants it: truncated, and padded where the family pads.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +44,11 @@ pub struct Picture<'a> {
 
 /// The CPU side of a model: text to token ids, pictures to pixel tensors.
 pub trait Processor: Send + Sync {
-    /// Fails with [`ModelError::Input`] when the text cannot be tokenised for this model.
+    /// Fails with [`ModelError::Input`] when the text cannot be tokenised for this model or it takes no texts.
     fn text(&self, text: &str) -> Result<TokenIds, ModelError>;
 
-    /// Fails with [`ModelError::Input`] when the picture is empty or its bytes do not fit its size.
+    /// Fails with [`ModelError::Input`] when the picture is empty, its bytes do not fit its size, or the model takes no
+    /// pictures.
     fn image(&self, picture: Picture<'_>) -> Result<Pixels, ModelError>;
 }
 
@@ -50,11 +57,199 @@ pub trait Encoder: Send {
     /// Length of every embedding, of texts and of pictures alike.
     fn dimensions(&self) -> usize;
 
-    /// Embeds texts of any mixture of lengths.
+    /// Whether it has a text side. Without one every text is refused.
+    fn takes_texts(&self) -> bool;
+
+    /// Whether it has a picture side. Without one every picture is refused.
+    fn takes_images(&self) -> bool;
+
+    /// Embeds texts of any mixture of lengths. Fails with [`ModelError::Input`] when the model takes no texts.
     fn embed_texts(&mut self, texts: &[&TokenIds]) -> Result<Vec<Vec<f32>>, ModelError>;
 
-    /// Embeds pictures.
+    /// Embeds pictures. Fails with [`ModelError::Input`] when the model takes no pictures.
     fn embed_images(&mut self, images: &[&Pixels]) -> Result<Vec<Vec<f32>>, ModelError>;
+}
+
+/// Who speaks in a chat.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Role {
+    System,
+    User,
+    Assistant,
+}
+
+/// A piece of a chat message.
+#[derive(Debug, Clone, Copy)]
+pub enum Part<'a> {
+    Text(&'a str),
+    Image(Picture<'a>),
+}
+
+/// One message of a chat.
+#[derive(Debug, Clone)]
+pub struct Message<'a> {
+    pub role: Role,
+    pub parts: Vec<Part<'a>>,
+}
+
+/// A picture as a generator's vision tower wants it.
+#[derive(Debug, Clone, PartialEq)]
+pub struct VisionInput {
+    /// In the family's own layout: Llama 4 `[tiles, 3, side, side]`, Qwen `[patches, 3 * 2 * patch * patch]`.
+    pub values: Vec<f32>,
+    /// Rows and columns: of tiles without the global one (Llama 4), of patches (Qwen).
+    pub grid: (usize, usize),
+    /// Rows of features that the tower makes of it: the tokens that it takes in the prompt.
+    pub tokens: usize,
+    /// SHA-256 of the decoded picture, `width height` and its RGB bytes; what caches are keyed by.
+    pub hash: [u8; 32],
+}
+
+/// A picture at its place in a prompt.
+#[derive(Debug, Clone)]
+pub struct PromptImage {
+    pub input: Arc<VisionInput>,
+    /// Where its rows of features go, in order: ranges of the prompt's ids.
+    pub places: Vec<Range<usize>>,
+}
+
+/// A chat as token ids and pictures.
+#[derive(Debug, Clone)]
+pub struct Prompt {
+    pub ids: Vec<u32>,
+    /// Position of each id, on the time, height and width axes; families with one axis repeat it.
+    pub positions: Vec<[u32; 3]>,
+    /// Added to the index of a generated token to get its position, on all axes.
+    pub position_offset: i64,
+    pub images: Vec<PromptImage>,
+}
+
+impl Prompt {
+    /// The position of the token at `index`, of the prompt or generated after it.
+    pub fn position(&self, index: usize) -> [u32; 3] {
+        let later = || [u32::try_from(index as i64 + self.position_offset).unwrap_or_default(); 3];
+        self.positions.get(index).copied().unwrap_or_else(later)
+    }
+
+    /// The parts of its pictures that belong to its tokens of `range`, for a step in which the first of these is `row`.
+    /// `features` are those of `images`, in order.
+    pub fn splices<'f>(&self, range: Range<usize>, row: usize, features: &'f [Features]) -> Vec<Splice<'f>> {
+        let mut splices = Vec::new();
+        for (image, features) in self.images.iter().zip(features) {
+            let mut first = 0;
+            for place in &image.places {
+                let (from, to) = (place.start.max(range.start), place.end.min(range.end));
+                if from < to {
+                    let (row, first) = (row + from - range.start, first + from - place.start);
+                    splices.push(Splice { row, features, first, count: to - from });
+                }
+                first += place.len();
+            }
+        }
+        splices
+    }
+}
+
+/// The CPU side of a generator.
+pub trait ChatProcessor: Send + Sync {
+    /// Renders the chat, ready for the assistant's answer, and prepares its pictures.
+    /// Fails with [`ModelError::Input`] when the template refuses the messages or a picture cannot be used.
+    fn prompt(&self, messages: &[Message<'_>]) -> Result<Prompt, ModelError>;
+
+    /// A text without a template, with the special tokens that the tokenizer itself adds.
+    fn text(&self, text: &str) -> Result<Prompt, ModelError>;
+
+    /// What a picture is cut into, and the prompt tokens of each piece; none without a picture side.
+    fn picture_unit(&self) -> Option<(String, usize)>;
+
+    /// The text of generated ids; special tokens are left out. Incomplete UTF-8 at the end becomes U+FFFD.
+    fn decode(&self, ids: &[u32]) -> Result<String, ModelError>;
+}
+
+/// What a generator is, as far as who drives it must know.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GeneratorShape {
+    pub vocabulary: usize,
+    /// Length of a hidden state.
+    pub hidden: usize,
+    /// Largest number of positions.
+    pub context: usize,
+    /// Ids that end an answer.
+    pub end_tokens: Vec<u32>,
+    pub layers: usize,
+    pub kv_heads: usize,
+    pub head_dim: usize,
+    /// How many experts see a token, and of how many; none where every weight sees every token.
+    pub experts: Option<(usize, usize)>,
+}
+
+/// One sequence's part of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct SequenceStep<'a> {
+    /// Tokens of this sequence in this step; its rows follow those of the sequence before it.
+    pub new: usize,
+    /// Tokens of it that are in the cache already.
+    pub past: usize,
+    /// Its block table, with room for `past + new` positions.
+    pub blocks: &'a [BlockId],
+}
+
+/// Features of a picture that replace token embeddings of a step.
+#[derive(Debug, Clone, Copy)]
+pub struct Splice<'a> {
+    /// First row of the step.
+    pub row: usize,
+    pub features: &'a Features,
+    /// First row of the features, and how many.
+    pub first: usize,
+    pub count: usize,
+}
+
+/// What one forward pass computes: new tokens of any number of sequences, packed without padding.
+#[derive(Debug, Clone, Copy)]
+pub struct Step<'a> {
+    /// `[rows]`
+    pub tokens: &'a [u32],
+    /// `[rows]`
+    pub positions: &'a [[u32; 3]],
+    pub sequences: &'a [SequenceStep<'a>],
+    pub splices: &'a [Splice<'a>],
+    /// Rows whose next-token logits are wanted, ascending.
+    pub logits: &'a [usize],
+    /// Rows whose last hidden state (after the last norm) is wanted, ascending.
+    pub hidden: &'a [usize],
+}
+
+/// What a step answers.
+#[derive(Debug, Clone, Default)]
+pub struct StepOutput {
+    /// `[wanted, vocabulary]`, row after row.
+    pub logits: Vec<f32>,
+    /// `[wanted, hidden]`, row after row.
+    pub hidden: Vec<f32>,
+}
+
+/// What a vision tower makes of one picture; lives on the device.
+#[derive(Debug, Clone)]
+pub struct Features {
+    /// `[tokens, hidden]`: replace the embeddings of the picture's tokens.
+    pub rows: Tensor,
+    /// Each `[tokens, hidden]`: added after the first decoder layers (Qwen3-VL); else empty.
+    pub deep: Vec<Tensor>,
+}
+
+/// The device side of a model that writes.
+pub trait Generator: Send {
+    fn shape(&self) -> &GeneratorShape;
+
+    /// A cache of so many blocks for this model on its device.
+    fn cache(&self, blocks: usize) -> Result<KvStore, ModelError>;
+
+    /// Runs the vision tower. Fails with [`ModelError::Input`] when the model has none or the input does not fit it.
+    fn see(&mut self, image: &VisionInput, trace: &mut Trace) -> Result<Features, ModelError>;
+
+    /// One forward pass; the new tokens' keys and values are in the cache afterwards.
+    fn step(&mut self, step: &Step<'_>, cache: &mut KvStore, trace: &mut Trace) -> Result<StepOutput, ModelError>;
 }
 
 /// Why a model cannot be loaded or cannot answer.

@@ -6,16 +6,30 @@
 use std::path::Path;
 
 use candle_core::{IndexOp, Tensor};
-use candle_nn::{LayerNorm, Linear, Module};
+use candle_nn::{LayerNorm, Module};
 use serde::Deserialize;
 
 use super::api::{Encoder, ModelError, Pixels, TokenIds};
 use super::config::{Activation, Section, Stack, TextTower, VisionTower, positive};
-use super::layers::{Blocks, PatchEmbedding, TextEmbedding, causal_mask, layer_norm, projection, unit_rows};
+use super::embedding_input::TextAndImage;
+use super::family::{CONFIG, Parts};
+use super::image_processor::{self, ImageProcessor};
+use super::layers::{Blocks, Linear, PatchEmbedding, TextEmbedding, causal_mask, layer_norm, projection, unit_rows};
+use super::tokenizer::{Padding, TextProcessor};
 use super::weights::{Scope, Weights, read_json};
 
 /// Old configurations say 2 whatever the tokenizer's end token is; the text then ends at its largest id.
 const UNTRUE_END_TOKEN: u32 = 2;
+
+/// Loads the model in `directory`.
+pub fn load(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
+    let config = ClipConfig::read(&directory.join(CONFIG))?;
+    let processor = TextAndImage {
+        text: TextProcessor::load(directory, &config.text, Padding::None)?,
+        image: ImageProcessor::load(directory, &config.vision, &image_processor::CLIP)?,
+    };
+    Ok(Parts::embedding(processor, Clip::load(config, weights)?))
+}
 
 /// What config.json says of a CLIP model.
 #[derive(Debug, Clone, Copy)]
@@ -92,6 +106,14 @@ impl Clip {
 impl Encoder for Clip {
     fn dimensions(&self) -> usize {
         self.config.projection
+    }
+
+    fn takes_texts(&self) -> bool {
+        true
+    }
+
+    fn takes_images(&self) -> bool {
+        true
     }
 
     fn embed_texts(&mut self, texts: &[&TokenIds]) -> Result<Vec<Vec<f32>>, ModelError> {

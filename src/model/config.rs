@@ -18,6 +18,25 @@ pub enum Activation {
     GeluTanh,
     /// GELU by the error function.
     GeluErf,
+    Relu,
+    Silu,
+}
+
+impl Activation {
+    /// The activation that Hugging Face calls `name`.
+    pub fn named(name: &str, key: &str, file: &Path) -> Result<Self, ModelError> {
+        match name {
+            "quick_gelu" => Ok(Self::QuickGelu),
+            "gelu_pytorch_tanh" | "gelu_new" => Ok(Self::GeluTanh),
+            "gelu" => Ok(Self::GeluErf),
+            "relu" => Ok(Self::Relu),
+            "silu" | "swish" => Ok(Self::Silu),
+            other => {
+                let advice = "quick_gelu, gelu, gelu_new, gelu_pytorch_tanh, relu and silu are";
+                Err(ModelError::unsupported(file, key, other, advice))
+            }
+        }
+    }
 }
 
 /// Sizes of one stack of transformer layers.
@@ -79,15 +98,20 @@ pub struct Section {
 impl Section {
     /// The text tower of this section. `file` is named by errors.
     pub fn text(&self, default: TextTower, file: &Path) -> Result<TextTower, ModelError> {
+        self.text_at("text_config.", default, file)
+    }
+
+    /// The text tower of a file that has no sections. `file` is named by errors.
+    pub fn top_level_text(&self, default: TextTower, file: &Path) -> Result<TextTower, ModelError> {
+        self.text_at("", default, file)
+    }
+
+    fn text_at(&self, section: &str, default: TextTower, file: &Path) -> Result<TextTower, ModelError> {
+        let size = |value, default, key: &str| positive(value, default, &format!("{section}{key}"), file);
         Ok(TextTower {
-            stack: self.stack(default.stack, "text_config", file)?,
-            vocabulary: positive(self.vocab_size, default.vocabulary, "text_config.vocab_size", file)?,
-            positions: positive(
-                self.max_position_embeddings,
-                default.positions,
-                "text_config.max_position_embeddings",
-                file,
-            )?,
+            stack: self.stack(default.stack, section, file)?,
+            vocabulary: size(self.vocab_size, default.vocabulary, "vocab_size")?,
+            positions: size(self.max_position_embeddings, default.positions, "max_position_embeddings")?,
             end_token: self.eos_token_id.unwrap_or(default.end_token),
             pad_token: self.pad_token_id.unwrap_or(default.pad_token),
         })
@@ -104,26 +128,20 @@ impl Section {
             let detail = format!("vision_config: a picture of {side} pixels holds no patch of {patch}");
             return Err(ModelError::malformed(file, detail));
         }
-        Ok(VisionTower { stack: self.stack(default.stack, "vision_config", file)?, side, patch })
+        Ok(VisionTower { stack: self.stack(default.stack, "vision_config.", file)?, side, patch })
     }
 
     fn stack(&self, default: Stack, section: &str, file: &Path) -> Result<Stack, ModelError> {
-        let size = |value, default, key: &str| positive(value, default, &format!("{section}.{key}"), file);
+        let size = |value, default, key: &str| positive(value, default, &format!("{section}{key}"), file);
         let hidden = size(self.hidden_size, default.hidden, "hidden_size")?;
         let heads = size(self.num_attention_heads, default.heads, "num_attention_heads")?;
         if hidden % heads != 0 {
-            let detail = format!("{section}: hidden_size {hidden} is no multiple of num_attention_heads {heads}");
+            let detail = format!("{section}hidden_size {hidden} is no multiple of num_attention_heads {heads}");
             return Err(ModelError::malformed(file, detail));
         }
         let activation = match self.hidden_act.as_deref() {
             None => default.activation,
-            Some("quick_gelu") => Activation::QuickGelu,
-            Some("gelu_pytorch_tanh" | "gelu_new") => Activation::GeluTanh,
-            Some("gelu") => Activation::GeluErf,
-            Some(other) => {
-                let advice = "quick_gelu, gelu, gelu_new and gelu_pytorch_tanh are";
-                return Err(ModelError::unsupported(file, &format!("{section}.hidden_act"), other, advice));
-            }
+            Some(name) => Activation::named(name, &format!("{section}hidden_act"), file)?,
         };
         Ok(Stack {
             hidden,

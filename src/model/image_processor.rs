@@ -1,6 +1,7 @@
 //! Pictures to pixel tensors, by the preprocessor_config.json of the model directory.
 //!
-//! Knows the settings of `CLIPImageProcessor` and `SiglipImageProcessor`: resize, cut the centre, rescale, normalise.
+//! Knows the settings of `CLIPImageProcessor`, `SiglipImageProcessor`, `ConvNextImageProcessor`, `ViTImageProcessor` and
+//! `BitImageProcessor`: resize, cut the centre, rescale, normalise.
 //! Invariant: a setting is either honoured or refused by name; every result has the side that the model takes.
 
 use std::path::{Path, PathBuf};
@@ -25,6 +26,9 @@ pub struct Defaults {
     pub one_size_is_shortest_edge: bool,
     pub size: u32,
     pub center_crop: bool,
+    /// For the dialect that gives the final size and the share of the picture that is kept.
+    pub kept_share: Option<f64>,
+    pub filter: Filter,
     pub mean: [f32; 3],
     pub deviation: [f32; 3],
     /// Names of the image processors that are honoured.
@@ -36,6 +40,8 @@ pub const CLIP: Defaults = Defaults {
     one_size_is_shortest_edge: true,
     size: 224,
     center_crop: true,
+    kept_share: None,
+    filter: Filter::Bicubic,
     mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
     deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
     kinds: &["CLIPImageProcessor", "CLIPImageProcessorFast", "CLIPImageProcessorPil", "CLIPFeatureExtractor"],
@@ -46,10 +52,46 @@ pub const SIGLIP: Defaults = Defaults {
     one_size_is_shortest_edge: false,
     size: 224,
     center_crop: false,
+    kept_share: None,
+    filter: Filter::Bicubic,
     mean: [0.5; 3],
     deviation: [0.5; 3],
     kinds: &["SiglipImageProcessor", "SiglipImageProcessorFast", "SiglipImageProcessorPil"],
 };
+
+/// As the processors have them that ResNet checkpoints name; the first counts where none is named.
+pub const RESNET: [Defaults; 4] = [
+    Defaults {
+        one_size_is_shortest_edge: true,
+        size: LEAST_UNCUT,
+        center_crop: false,
+        kept_share: Some(0.875),
+        filter: Filter::Bicubic,
+        mean: [0.5; 3],
+        deviation: [0.5; 3],
+        kinds: &[
+            "ConvNextImageProcessor",
+            "ConvNextImageProcessorFast",
+            "ConvNextImageProcessorPil",
+            "ConvNextFeatureExtractor",
+        ],
+    },
+    Defaults {
+        one_size_is_shortest_edge: false,
+        size: 224,
+        center_crop: false,
+        kept_share: None,
+        filter: Filter::Bilinear,
+        mean: [0.5; 3],
+        deviation: [0.5; 3],
+        kinds: &["ViTImageProcessor", "ViTImageProcessorFast", "ViTImageProcessorPil", "ViTFeatureExtractor"],
+    },
+    Defaults { kinds: &["BitImageProcessor", "BitImageProcessorFast", "BitImageProcessorPil"], ..CLIP },
+    CLIP,
+];
+
+/// `ConvNextImageProcessor` keeps a share of smaller pictures only; from this size on it squeezes the whole one.
+const LEAST_UNCUT: u32 = 384;
 
 /// What the picture is resized to.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -75,24 +117,33 @@ impl ImageProcessor {
     /// Reads preprocessor_config.json, or the part of processor_config.json that newer releases write instead.
     pub fn load(directory: &Path, tower: &VisionTower, defaults: &Defaults) -> Result<Self, ModelError> {
         let settings = Settings::read(directory)?;
-        settings.check_kind(defaults)?;
-        let target = settings.target(defaults)?;
-        let crop = settings.crop(defaults)?;
+        settings.check_kind(std::slice::from_ref(defaults))?;
         let side = u32::try_from(tower.side).unwrap_or(u32::MAX);
-        let result = match (crop, target) {
-            (Some(crop), _) => crop,
-            (None, Target::Exact { width, height }) => (width, height),
-            (None, Target::ShortestEdge(_)) => {
-                let advice = "without do_center_crop the size must be height and width";
-                return Err(settings.unsupported("size", "shortest_edge", advice));
-            }
-        };
-        if result != (side, side) {
-            let detail = format!("pictures become {} x {}, but config.json takes {side} x {side}", result.0, result.1);
+        let (width, height) = settings.result(defaults)?;
+        if (width, height) != (side, side) {
+            let detail = format!("pictures become {width} x {height}, but config.json takes {side} x {side}");
             return Err(ModelError::malformed(&settings.file, detail));
         }
-        let patches = u32::try_from(tower.patches()).unwrap_or(u32::MAX);
-        Ok(Self { target, filter: settings.filter()?, crop, levels: settings.levels(defaults)?, side, patches })
+        Self::new(&settings, defaults, side, u32::try_from(tower.patches()).unwrap_or(u32::MAX))
+    }
+
+    /// The same for a model that takes squares of any side, and so takes the side that the file gives. `known` are the
+    /// processors that are honoured; a picture costs one for each `reduction` by `reduction` pixels.
+    pub fn load_any_side(directory: &Path, known: &[Defaults], reduction: u32) -> Result<Self, ModelError> {
+        let settings = Settings::read(directory)?;
+        let defaults = settings.check_kind(known)?;
+        let (width, height) = settings.result(defaults)?;
+        if width != height {
+            let detail = format!("pictures become {width} x {height}, but only squares are supported");
+            return Err(ModelError::malformed(&settings.file, detail));
+        }
+        Self::new(&settings, defaults, width, width.div_ceil(reduction.max(1)).pow(2))
+    }
+
+    fn new(settings: &Settings, defaults: &Defaults, side: u32, patches: u32) -> Result<Self, ModelError> {
+        let (target, crop) = settings.geometry(defaults)?;
+        let filter = settings.filter(defaults)?;
+        Ok(Self { target, filter, crop, levels: settings.levels(defaults)?, side, patches })
     }
 
     /// The pixel tensor of one picture.
@@ -159,13 +210,14 @@ impl Target {
 }
 
 /// The file's keys, read one by one so that each error names its own.
-struct Settings {
-    file: PathBuf,
+pub struct Settings {
+    pub file: PathBuf,
     keys: Map<String, Value>,
 }
 
 impl Settings {
-    fn read(directory: &Path) -> Result<Self, ModelError> {
+    /// Reads preprocessor_config.json, or the part of processor_config.json that newer releases write instead.
+    pub fn read(directory: &Path) -> Result<Self, ModelError> {
         let file = directory.join(PREPROCESSOR);
         if file.is_file() {
             return Ok(Self { keys: read_json(&file)?, file });
@@ -178,16 +230,16 @@ impl Settings {
         }
     }
 
-    fn unsupported(&self, key: &str, value: impl std::fmt::Display, advice: &str) -> ModelError {
+    pub fn unsupported(&self, key: &str, value: impl std::fmt::Display, advice: &str) -> ModelError {
         ModelError::unsupported(&self.file, key, value, advice)
     }
 
     /// A key that is absent or null.
-    fn value(&self, key: &str) -> Option<&Value> {
+    pub fn value(&self, key: &str) -> Option<&Value> {
         self.keys.get(key).filter(|value| !value.is_null())
     }
 
-    fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
+    pub fn flag(&self, key: &str, default: bool) -> Result<bool, ModelError> {
         match self.value(key) {
             None => Ok(default),
             Some(Value::Bool(flag)) => Ok(*flag),
@@ -195,15 +247,17 @@ impl Settings {
         }
     }
 
-    /// Refuses another family's processor and any step that we do not know.
-    fn check_kind(&self, defaults: &Defaults) -> Result<(), ModelError> {
+    /// Refuses another family's processor and any step that we do not know; else gives the processor's defaults.
+    pub fn check_kind<'a>(&self, known: &'a [Defaults]) -> Result<&'a Defaults, ModelError> {
         const STEPS: [&str; 5] = ["do_resize", "do_center_crop", "do_rescale", "do_normalize", "do_convert_rgb"];
-        for key in ["image_processor_type", "feature_extractor_type"] {
-            if let Some(kind) = self.value(key)
-                && !defaults.kinds.iter().any(|known| kind == known)
-            {
-                return Err(self.unsupported(key, kind, &format!("this model family knows {}", defaults.kinds[0])));
-            }
+        let mut chosen = &known[0];
+        for key in ["feature_extractor_type", "image_processor_type"] {
+            let Some(kind) = self.value(key) else { continue };
+            let found = known.iter().find(|defaults| defaults.kinds.iter().any(|name| kind == name));
+            chosen = found.ok_or_else(|| {
+                let names: Vec<_> = known.iter().map(|defaults| defaults.kinds[0]).collect();
+                self.unsupported(key, kind, &format!("this model family knows {}", names.join(", ")))
+            })?;
         }
         let unknown = self.keys.keys().find(|key| {
             key.starts_with("do_") && !STEPS.contains(&key.as_str()) && self.keys[*key] == Value::Bool(true)
@@ -213,15 +267,51 @@ impl Settings {
             None if !self.flag("do_resize", true)? => {
                 Err(self.unsupported("do_resize", false, "pictures come in all sizes and must be resized"))
             }
-            None => Ok(()),
+            None => Ok(chosen),
         }
     }
 
     /// A whole number of pixels that a picture can have as its side.
-    fn pixels(&self, key: &str, value: &Value) -> Result<u32, ModelError> {
+    pub fn pixels(&self, key: &str, value: &Value) -> Result<u32, ModelError> {
         match value.as_u64().and_then(|number| u32::try_from(number).ok()) {
             Some(number) if (1..=65_536).contains(&number) => Ok(number),
             _ => Err(self.unsupported(key, value, "write a number of pixels")),
+        }
+    }
+
+    /// What pictures are resized to, and width and height of the centre that is kept of that.
+    fn geometry(&self, defaults: &Defaults) -> Result<(Target, Option<(u32, u32)>), ModelError> {
+        let target = self.target(defaults)?;
+        let Some(share) = defaults.kept_share else { return Ok((target, self.crop(defaults)?)) };
+        let Target::ShortestEdge(side) = target else {
+            return Err(self.unsupported("size", "height and width", "write shortest_edge"));
+        };
+        if self.flag("do_center_crop", false)? {
+            return Err(self.unsupported("do_center_crop", true, "crop_pct says already what is kept"));
+        }
+        let share = match self.value("crop_pct") {
+            None => share,
+            Some(value) => value
+                .as_f64()
+                .filter(|share| (0.05..=1.0).contains(share))
+                .ok_or_else(|| self.unsupported("crop_pct", value, "write a share from 0.05 to 1"))?,
+        };
+        if side >= LEAST_UNCUT {
+            return Ok((Target::Exact { width: side, height: side }, None));
+        }
+        // Cut down to a whole number, as the reference does.
+        Ok((Target::ShortestEdge((f64::from(side) / share) as u32), Some((side, side))))
+    }
+
+    /// Width and height of every pixel tensor.
+    fn result(&self, defaults: &Defaults) -> Result<(u32, u32), ModelError> {
+        match self.geometry(defaults)? {
+            (_, Some(crop)) => Ok(crop),
+            (Target::Exact { width, height }, None) => Ok((width, height)),
+            (Target::ShortestEdge(_), None) => {
+                let advice = "without do_center_crop the size must be height and width";
+                Err(self.unsupported("size", "shortest_edge", advice))
+            }
         }
     }
 
@@ -270,9 +360,10 @@ impl Settings {
         }
     }
 
-    fn filter(&self) -> Result<Filter, ModelError> {
+    pub fn filter(&self, defaults: &Defaults) -> Result<Filter, ModelError> {
         match self.value("resample").map(|value| value.as_u64().ok_or(value)) {
-            None | Some(Ok(3)) => Ok(Filter::Bicubic),
+            None => Ok(defaults.filter),
+            Some(Ok(3)) => Ok(Filter::Bicubic),
             Some(Ok(2)) => Ok(Filter::Bilinear),
             Some(Ok(number)) => Err(self.unsupported("resample", number, "2 (bilinear) and 3 (bicubic) are")),
             Some(Err(other)) => Err(self.unsupported("resample", other, "2 (bilinear) and 3 (bicubic) are")),
@@ -280,7 +371,7 @@ impl Settings {
     }
 
     /// `(level * factor - mean) / deviation`, folded as the reference folds it: into the mean and the deviation.
-    fn levels(&self, defaults: &Defaults) -> Result<[[f32; 256]; 3], ModelError> {
+    pub fn levels(&self, defaults: &Defaults) -> Result<[[f32; 256]; 3], ModelError> {
         let factor = match (self.flag("do_rescale", true)?, self.value("rescale_factor")) {
             (false, _) => 1.0,
             (true, None) => 1.0 / 255.0,
@@ -302,7 +393,7 @@ impl Settings {
         }))
     }
 
-    fn channels(&self, key: &str, default: [f32; 3]) -> Result<[f32; 3], ModelError> {
+    pub fn channels(&self, key: &str, default: [f32; 3]) -> Result<[f32; 3], ModelError> {
         let Some(value) = self.value(key) else { return Ok(default) };
         let numbers: Option<Vec<f32>> =
             value.as_array().and_then(|list| list.iter().map(|number| number.as_f64().map(|n| n as f32)).collect());
@@ -388,6 +479,41 @@ mod tests {
         assert_eq!(rows[1], [0.0; 8]);
         assert_eq!(rows[2], [0.0, 0.0, 100.0, 100.0, 100.0, 100.0, 0.0, 0.0]);
         assert_eq!(pixels.cost, 4);
+    }
+
+    fn load_any(json: &str) -> Result<ImageProcessor, ModelError> {
+        let directory = tempfile::tempdir().unwrap();
+        std::fs::write(directory.path().join(PREPROCESSOR), json).unwrap();
+        ImageProcessor::load_any_side(directory.path(), &RESNET, 32)
+    }
+
+    #[test]
+    fn a_kept_share_enlarges_before_the_cut_and_large_pictures_are_not_cut() {
+        let small = load_any(r#"{"size": 224, "feature_extractor_type": "ConvNextFeatureExtractor"}"#).unwrap();
+        assert_eq!((small.target, small.crop), (Target::ShortestEdge(256), Some((224, 224))));
+        assert_eq!((small.side, small.patches), (224, 49));
+        let other = load_any(r#"{"size": {"shortest_edge": 64}, "crop_pct": 0.9}"#).unwrap();
+        assert_eq!(other.target, Target::ShortestEdge(71));
+        let large = load_any(r#"{"size": {"shortest_edge": 384}}"#).unwrap();
+        assert_eq!((large.target, large.crop), (Target::Exact { width: 384, height: 384 }, None));
+    }
+
+    #[test]
+    fn the_named_processor_decides_what_is_left_out() {
+        let vit = load_any(r#"{"image_processor_type": "ViTImageProcessor"}"#).unwrap();
+        assert_eq!((vit.target, vit.filter), (Target::Exact { width: 224, height: 224 }, Filter::Bilinear));
+        let bit = load_any(r#"{"image_processor_type": "BitImageProcessor", "size": {"shortest_edge": 256}}"#).unwrap();
+        assert_eq!((bit.target, bit.crop), (Target::ShortestEdge(256), Some((224, 224))));
+        for (json, key) in [
+            (r#"{"size": {"width": 8, "height": 8}}"#, "size"),
+            (r#"{"crop_pct": 0}"#, "crop_pct = 0"),
+            (r#"{"do_center_crop": true}"#, "do_center_crop = true"),
+            (r#"{"image_processor_type": "SiglipImageProcessor"}"#, "ConvNextImageProcessor, ViTImageProcessor"),
+            (r#"{"image_processor_type": "ViTImageProcessor", "size": {"width": 8, "height": 9}}"#, "only squares"),
+        ] {
+            let refusal = load_any(json).unwrap_err().to_string();
+            assert!(refusal.contains(key) && refusal.contains(PREPROCESSOR), "{json}: {refusal}");
+        }
     }
 
     #[test]

@@ -1,22 +1,49 @@
 //! Models: weights, tokenizers and forward passes. This room knows tokens and pixels, not products.
 
+mod alone;
 mod api;
+mod bert;
+mod chat;
 mod clip;
 mod config;
+mod decoder;
 mod device;
+mod embedding_input;
+mod family;
+mod fingerprint;
 #[cfg(test)]
 mod fixture;
+mod image;
 mod image_processor;
+#[cfg(test)]
+mod kit;
 mod layers;
+mod llama;
+mod llama4;
 #[cfg(test)]
 mod parity;
+#[cfg(test)]
+mod parity_encoders;
+mod qwen25_vl;
+mod qwen3_vl;
+mod qwen_eyes;
 mod registry;
 mod resize;
+mod resnet;
+mod sentence;
 mod siglip;
 mod tokenizer;
+mod trace;
 mod weights;
 
-pub use api::{Encoder, ModelError, Picture, Pixels, Processor, TokenIds};
+pub use alone::{Ended, answer};
+pub use api::{
+    ChatProcessor, Encoder, Features, Generator, GeneratorShape, Message, ModelError, Part, Picture, Pixels, Processor,
+    Prompt, PromptImage, Role, SequenceStep, Splice, Step, StepOutput, TokenIds, VisionInput,
+};
+pub use chat::TextStream;
 pub use device::open_device;
-pub use registry::{Loaded, load};
-pub use weights::Precision;
+pub use family::{EncoderParts, GeneratorParts};
+pub use registry::{Loaded, Outline, load, outline};
+pub use trace::Trace;
+pub use weights::{Held, HeldTensor, Precision};

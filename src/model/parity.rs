@@ -2,17 +2,17 @@
 //!
 //! Token ids must be equal, pixels within one millionth, embeddings within 5e-5, and no input may see its neighbours.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::api::{Encoder, Picture, Pixels, Processor, TokenIds};
+use super::family::EncoderParts;
 use super::fixture::{self, Cases};
-use super::registry::{Loaded, load};
 use super::weights::Precision;
 
 const FAMILIES: [&str; 2] = ["clip", "siglip"];
 
-fn loaded(name: &str) -> Loaded {
-    load(&fixture::model(name), Precision::F32, &Device::Cpu).unwrap()
+fn loaded(name: &str) -> EncoderParts {
+    fixture::encoder(&fixture::model(name), Precision::F32).unwrap()
 }
 
 fn rows(tensor: &Tensor) -> Vec<Vec<f32>> {
@@ -143,12 +143,12 @@ fn a_true_end_token_is_where_clip_pools() {
     let text = std::fs::read_to_string(&config).unwrap();
     std::fs::write(&config, text.replace("\"eos_token_id\": 2", "\"eos_token_id\": 901")).unwrap();
     let (cases, golden) = fixture::cases("clip");
-    let mut model = load(copy.path(), Precision::F32, &Device::Cpu).unwrap();
+    let mut model = fixture::encoder(copy.path(), Precision::F32).unwrap();
     let found = embed_texts(model.encoder.as_mut(), &texts(&cases, model.processor.as_ref()));
     assert_close(&found, &rows(&golden["text_embeds"]), 5e-5);
     // With another end token the pooled position, and so the vector, is another.
     std::fs::write(&config, text.replace("\"eos_token_id\": 2", "\"eos_token_id\": 320")).unwrap();
-    let mut model = load(copy.path(), Precision::F32, &Device::Cpu).unwrap();
+    let mut model = fixture::encoder(copy.path(), Precision::F32).unwrap();
     let found = embed_texts(model.encoder.as_mut(), &texts(&cases, model.processor.as_ref()));
     assert!(farthest(&found[0], &rows(&golden["text_embeds"])[0]) > 1e-2);
 }
@@ -158,7 +158,7 @@ fn sixteen_bit_arithmetic_stays_near_the_reference() {
     for name in FAMILIES {
         let (cases, golden) = fixture::cases(name);
         for precision in [Precision::Bf16, Precision::F16] {
-            let mut model = load(&fixture::model(name), precision, &Device::Cpu).unwrap();
+            let mut model = fixture::encoder(&fixture::model(name), precision).unwrap();
             let found = embed_texts(model.encoder.as_mut(), &texts(&cases, model.processor.as_ref()));
             assert_close(&found, &rows(&golden["text_embeds"]), 5e-2);
             let found = embed_images(model.encoder.as_mut(), &images(&cases, model.processor.as_ref()));

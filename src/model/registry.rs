@@ -1,60 +1,76 @@
 //! From a model directory to a running model: which architecture is read by which family.
 //!
-//! A new family is its own file and one line in [`FAMILIES`]. This file knows no queue and no request.
-//! Invariant: the fingerprint changes whenever a file that the results depend on changes.
+//! A new family is its own file or folder and a line in [`FAMILIES`]. This file knows no queue and no request.
 
-use std::io::Read;
+use std::collections::BTreeMap;
 use std::path::Path;
-use std::sync::Arc;
 
 use candle_core::Device;
 use serde::Deserialize;
-use sha2::{Digest, Sha256};
 
-use super::api::{Encoder, ModelError, Picture, Pixels, Processor, TokenIds};
-use super::clip::{Clip, ClipConfig};
-use super::image_processor::{self, ImageProcessor};
-use super::siglip::{Siglip, SiglipConfig};
-use super::tokenizer::{Padding, TOKENIZER, TOKENIZER_CONFIG, TextProcessor};
-use super::weights::{Precision, Weights, read_json, weight_files};
+use super::api::ModelError;
+use super::family::{CONFIG, EncoderParts, Family, GeneratorParts, Parts};
+use super::fingerprint::fingerprint;
+use super::weights::{Held, Precision, Weights, read_json};
+use super::{bert, clip, llama, llama4, qwen3_vl, qwen25_vl, resnet, siglip};
 
-const CONFIG: &str = "config.json";
-
-/// A model ready to use, and what it is.
+/// A model ready to use, and what it is. At least one of encoder and generator is there.
 pub struct Loaded {
     /// As config.json names it, for example `CLIPModel`.
     pub architecture: String,
     /// First 16 hexadecimal digits of the SHA-256 over the directory's files.
     pub fingerprint: String,
-    pub processor: Arc<dyn Processor>,
-    pub encoder: Box<dyn Encoder>,
+    pub encoder: Option<EncoderParts>,
+    pub generator: Option<GeneratorParts>,
+    pub held: Held,
 }
 
-type Parts = (TwoTowers, Box<dyn Encoder>);
-
-/// One family of models.
-struct Family {
-    architecture: &'static str,
-    model_type: &'static str,
-    load: fn(&Path, &Weights) -> Result<Parts, ModelError>,
+/// A model directory that was read without its numbers: everything about it but its answers.
+pub struct Outline {
+    pub architecture: String,
+    /// What would be in memory.
+    pub held: Held,
+    /// Stored parameters by number format.
+    pub stored: BTreeMap<String, usize>,
+    /// Stored tensors that this implementation does not look at.
+    pub unread: Vec<String>,
+    /// Both sides with zeros for weights: good for sizes and prompts only.
+    pub encoder: Option<EncoderParts>,
+    pub generator: Option<GeneratorParts>,
 }
 
-const FAMILIES: [Family; 2] = [
-    Family { architecture: "CLIPModel", model_type: "clip", load: load_clip },
-    Family { architecture: "SiglipModel", model_type: "siglip", load: load_siglip },
+const FAMILIES: [Family; 12] = [
+    Family { architecture: "BertModel", model_type: "bert", load: bert::load },
+    Family { architecture: "CLIPModel", model_type: "clip", load: clip::load },
+    Family { architecture: "Llama4ForCausalLM", model_type: "llama4_text", load: llama4::load_text },
+    Family { architecture: "Llama4ForConditionalGeneration", model_type: "llama4", load: llama4::load },
+    Family { architecture: "LlamaForCausalLM", model_type: "llama", load: llama::load },
+    Family { architecture: "Qwen2_5_VLForConditionalGeneration", model_type: "qwen2_5_vl", load: qwen25_vl::load },
+    Family { architecture: "Qwen3VLForConditionalGeneration", model_type: "qwen3_vl", load: qwen3_vl::load },
+    Family { architecture: "ResNetForImageClassification", model_type: "resnet", load: resnet::load },
+    Family { architecture: "ResNetModel", model_type: "resnet", load: resnet::load },
+    Family { architecture: "RobertaModel", model_type: "roberta", load: bert::load_roberta },
+    Family { architecture: "SiglipModel", model_type: "siglip", load: siglip::load },
+    Family { architecture: "XLMRobertaModel", model_type: "xlm-roberta", load: bert::load_roberta },
 ];
 
 /// Loads the model in `directory` onto `device`. Blocking: reads every byte of the directory's model files.
 pub fn load(directory: &Path, precision: Precision, device: &Device) -> Result<Loaded, ModelError> {
     let family = family(&directory.join(CONFIG))?;
     let weights = Weights::open(directory, precision, device)?;
-    let (processor, encoder) = (family.load)(directory, &weights)?;
-    Ok(Loaded {
-        architecture: family.architecture.to_owned(),
-        fingerprint: fingerprint(directory)?,
-        processor: Arc::new(processor),
-        encoder,
-    })
+    let Parts { encoder, generator, settings } = (family.load)(directory, &weights)?;
+    let (architecture, held) = (family.architecture.to_owned(), weights.held());
+    Ok(Loaded { architecture, fingerprint: fingerprint(directory, settings)?, encoder, generator, held })
+}
+
+/// Checks the model in `directory` as [`load`] would and says what it is, without reading or holding its numbers.
+pub fn outline(directory: &Path, precision: Precision) -> Result<Outline, ModelError> {
+    let family = family(&directory.join(CONFIG))?;
+    let weights = Weights::outline(directory, precision)?;
+    let Parts { encoder, generator, .. } = (family.load)(directory, &weights)?;
+    let (stored, unread) = weights.stored();
+    let architecture = family.architecture.to_owned();
+    Ok(Outline { architecture, held: weights.held(), stored, unread, encoder, generator })
 }
 
 fn family(config: &Path) -> Result<&'static Family, ModelError> {
@@ -76,72 +92,14 @@ fn family(config: &Path) -> Result<&'static Family, ModelError> {
             None => ("model_type", found.model_type),
         };
         let names: Vec<_> = FAMILIES.iter().map(|family| family.architecture).collect();
-        ModelError::unsupported(config, key, value, &format!("{} are", names.join(" and ")))
+        ModelError::unsupported(config, key, value, &format!("{} are", names.join(", ")))
     })
-}
-
-fn load_clip(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
-    let config = ClipConfig::read(&directory.join(CONFIG))?;
-    let processor = TwoTowers {
-        text: TextProcessor::load(directory, &config.text, Padding::None)?,
-        image: ImageProcessor::load(directory, &config.vision, &image_processor::CLIP)?,
-    };
-    Ok((processor, Box::new(Clip::load(config, weights)?)))
-}
-
-fn load_siglip(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
-    let config = SiglipConfig::read(&directory.join(CONFIG))?;
-    let processor = TwoTowers {
-        text: TextProcessor::load(directory, &config.text, Padding::ToLimit)?,
-        image: ImageProcessor::load(directory, &config.vision, &image_processor::SIGLIP)?,
-    };
-    Ok((processor, Box::new(Siglip::load(config, weights)?)))
-}
-
-/// The CPU side of a model with a text and a picture tower.
-struct TwoTowers {
-    text: TextProcessor,
-    image: ImageProcessor,
-}
-
-impl Processor for TwoTowers {
-    fn text(&self, text: &str) -> Result<TokenIds, ModelError> {
-        self.text.encode(text)
-    }
-
-    fn image(&self, picture: Picture<'_>) -> Result<Pixels, ModelError> {
-        self.image.process(picture)
-    }
-}
-
-/// Hashes name, length and content of each file that results depend on, in name order.
-fn fingerprint(directory: &Path) -> Result<String, ModelError> {
-    let settings = [CONFIG, TOKENIZER, TOKENIZER_CONFIG, image_processor::PREPROCESSOR, image_processor::PROCESSOR];
-    let mut files: Vec<_> = settings.iter().map(|name| directory.join(name)).filter(|path| path.is_file()).collect();
-    files.extend(weight_files(directory)?);
-    files.sort();
-    let mut hash = Sha256::new();
-    let mut buffer = vec![0; 1 << 20];
-    for path in files {
-        let failed = |source| ModelError::Read { path: path.clone(), source };
-        let mut file = std::fs::File::open(&path).map_err(failed)?;
-        let length = file.metadata().map_err(failed)?.len();
-        hash.update(path.file_name().map(|name| name.as_encoded_bytes()).unwrap_or_default());
-        hash.update([0]);
-        hash.update(length.to_le_bytes());
-        loop {
-            match file.read(&mut buffer).map_err(failed)? {
-                0 => break,
-                count => hash.update(&buffer[..count]),
-            }
-        }
-    }
-    Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
 }
 
 #[cfg(test)]
 mod tests {
     use super::super::fixture;
+    use super::super::tokenizer::TOKENIZER_CONFIG;
     use super::*;
 
     fn load_cpu(directory: &Path) -> Result<Loaded, ModelError> {
@@ -151,9 +109,9 @@ mod tests {
     #[test]
     fn an_unknown_architecture_is_refused_with_the_known_ones() {
         let directory = tempfile::tempdir().unwrap();
-        std::fs::write(directory.path().join(CONFIG), r#"{"architectures": ["BertModel"]}"#).unwrap();
+        std::fs::write(directory.path().join(CONFIG), r#"{"architectures": ["MPNetModel"]}"#).unwrap();
         let refusal = load_cpu(directory.path()).err().expect("no such family").to_string();
-        for part in [CONFIG, "BertModel", "CLIPModel and SiglipModel"] {
+        for part in [CONFIG, "MPNetModel", "BertModel, CLIPModel, Llama4ForCausalLM"] {
             assert!(refusal.contains(part), "{refusal}");
         }
     }
@@ -169,6 +127,18 @@ mod tests {
         let text = std::fs::read_to_string(&settings).unwrap();
         std::fs::write(&settings, text + "\n").unwrap();
         assert_ne!(first.fingerprint, load_cpu(copy.path()).unwrap().fingerprint);
+    }
+
+    #[test]
+    fn the_way_of_pooling_is_part_of_the_fingerprint() {
+        let copy = fixture::copy_of("bert-minilm");
+        let first = load_cpu(copy.path()).unwrap();
+        assert_eq!((first.architecture.as_str(), first.encoder.unwrap().encoder.dimensions()), ("BertModel", 72));
+        let pooling = r#"{"pooling_mode_cls_token": true, "pooling_mode_mean_tokens": true}"#;
+        std::fs::write(copy.path().join("1_Pooling/config.json"), pooling).unwrap();
+        let second = load_cpu(copy.path()).unwrap();
+        assert_ne!(first.fingerprint, second.fingerprint);
+        assert_eq!(second.encoder.unwrap().encoder.dimensions(), 144);
     }
 
     #[test]

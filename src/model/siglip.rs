@@ -6,15 +6,30 @@
 use std::path::Path;
 
 use candle_core::{IndexOp, Tensor};
-use candle_nn::{LayerNorm, Linear, Module};
+use candle_nn::{LayerNorm, Module};
 use serde::Deserialize;
 
 use super::api::{Encoder, ModelError, Pixels, TokenIds};
 use super::config::{Activation, Section, Stack, TextTower, VisionTower, positive};
+use super::embedding_input::TextAndImage;
+use super::family::{CONFIG, Parts};
+use super::image_processor::{self, ImageProcessor};
 use super::layers::{
-    Blocks, FeedForward, PatchEmbedding, TextEmbedding, attend, layer_norm, linear, split_heads, unit_rows,
+    Blocks, FeedForward, Linear, PatchEmbedding, TextEmbedding, attend_whole, layer_norm, linear, split_heads,
+    unit_rows,
 };
+use super::tokenizer::{Padding, TextProcessor};
 use super::weights::{Scope, Weights, read_json};
+
+/// Loads the model in `directory`.
+pub fn load(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
+    let config = SiglipConfig::read(&directory.join(CONFIG))?;
+    let processor = TextAndImage {
+        text: TextProcessor::load(directory, &config.text, Padding::ToLimit)?,
+        image: ImageProcessor::load(directory, &config.vision, &image_processor::SIGLIP)?,
+    };
+    Ok(Parts::embedding(processor, Siglip::load(config, weights)?))
+}
 
 /// What config.json says of a SigLIP model.
 #[derive(Debug, Clone, Copy)]
@@ -113,6 +128,14 @@ impl Encoder for Siglip {
         self.config.vision.stack.hidden
     }
 
+    fn takes_texts(&self) -> bool {
+        true
+    }
+
+    fn takes_images(&self) -> bool {
+        true
+    }
+
     fn embed_texts(&mut self, texts: &[&TokenIds]) -> Result<Vec<Vec<f32>>, ModelError> {
         let Some(length) = texts.first().map(|text| text.0.len()) else { return Ok(Vec::new()) };
         let fits = (1..=self.config.text.positions).contains(&length);
@@ -154,7 +177,7 @@ impl Pooling {
         let weight = attention.tensor("in_proj_weight", &[3 * hidden, hidden])?;
         let bias = attention.tensor("in_proj_bias", &[3 * hidden])?;
         let part = |start: usize, length: usize| -> candle_core::Result<Linear> {
-            Ok(Linear::new(weight.narrow(0, start, length)?, Some(bias.narrow(0, start, length)?)))
+            Ok(Linear::from_weight(weight.narrow(0, start, length)?, Some(bias.narrow(0, start, length)?)))
         };
         let probe = scope.tensor("probe", &[1, 1, hidden])?;
         let query = split_heads(&part(0, hidden)?.forward(&probe)?, 1, stack.heads)?.remove(0);
@@ -163,7 +186,12 @@ impl Pooling {
             keys_and_values: part(hidden, 2 * hidden)?,
             outward: linear(&attention.at("out_proj"), hidden, hidden)?,
             norm: layer_norm(&scope.at("layernorm"), hidden, stack.epsilon)?,
-            feed_forward: FeedForward::load(&scope.at("mlp"), stack)?,
+            feed_forward: FeedForward::load(
+                &scope.at("mlp"),
+                ["fc1", "fc2"],
+                [stack.hidden, stack.intermediate, stack.hidden],
+                stack.activation,
+            )?,
             heads: stack.heads,
         })
     }
@@ -174,7 +202,7 @@ impl Pooling {
         let split = split_heads(&self.keys_and_values.forward(hidden)?, 2, self.heads)?;
         let (_, heads, _, width) = self.query.dims4()?;
         let queries = self.query.expand((batch, heads, 1, width))?.contiguous()?;
-        let seen = self.outward.forward(&attend(&queries, &split[0], &split[1], None)?)?;
+        let seen = self.outward.forward(&attend_whole(&queries, &split[0], &split[1], None)?)?;
         let pooled = (&seen + self.feed_forward.forward(&self.norm.forward(&seen)?)?)?;
         pooled.i((.., 0))?.contiguous()
     }

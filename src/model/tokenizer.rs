@@ -50,12 +50,22 @@ enum Special {
 impl TextProcessor {
     /// Reads tokenizer.json and, where it is present, tokenizer_config.json.
     pub fn load(directory: &Path, tower: &TextTower, padding: Padding) -> Result<Self, ModelError> {
+        Self::load_up_to(directory, tower, padding, None)
+    }
+
+    /// The same, with a longest text that counts instead of tokenizer_config.json's `model_max_length`.
+    pub fn load_up_to(
+        directory: &Path,
+        tower: &TextTower,
+        padding: Padding,
+        longest: Option<usize>,
+    ) -> Result<Self, ModelError> {
         let file = directory.join(TOKENIZER);
         let bytes = std::fs::read(&file).map_err(|source| ModelError::Read { path: file.clone(), source })?;
         let mut tokenizer = Tokenizer::from_bytes(bytes).map_err(|error| ModelError::malformed(&file, error))?;
         let settings_file = directory.join(TOKENIZER_CONFIG);
         let settings: Settings = if settings_file.is_file() { read_json(&settings_file)? } else { Settings::default() };
-        let limit = match settings.model_max_length {
+        let limit = match longest.map(|length| length as f64).or(settings.model_max_length) {
             Some(length) if length >= 1.0 && length < tower.positions as f64 => length as usize,
             _ => tower.positions,
         };

@@ -5,21 +5,22 @@
 //! Invariant: rows of a batch never mix; padding on the right is invisible under the causal mask.
 
 use candle_core::{DType, Device, IndexOp, Result, Tensor};
-use candle_nn::{LayerNorm, Linear, Module};
+use candle_nn::{LayerNorm, Module};
 
-use super::api::{ModelError, Pixels};
-use super::config::{Activation, Stack, VisionTower};
-use super::weights::Scope;
+use super::feed_forward::FeedForward;
+use super::linear::Linear;
+use crate::model::api::{ModelError, Pixels};
+use crate::model::config::{Stack, VisionTower};
+use crate::model::weights::Scope;
 
 /// A linear map with a bias: `[.., inputs]` to `[.., outputs]`.
 pub fn linear(scope: &Scope<'_>, inputs: usize, outputs: usize) -> std::result::Result<Linear, ModelError> {
-    let weight = scope.tensor("weight", &[outputs, inputs])?;
-    Ok(Linear::new(weight, Some(scope.tensor("bias", &[outputs])?)))
+    Linear::load_with_bias(scope, inputs, outputs)
 }
 
 /// A linear map without a bias.
 pub fn projection(scope: &Scope<'_>, inputs: usize, outputs: usize) -> std::result::Result<Linear, ModelError> {
-    Ok(Linear::new(scope.tensor("weight", &[outputs, inputs])?, None))
+    Linear::load(scope, inputs, outputs)
 }
 
 /// Layer normalisation over the last axis.
@@ -27,36 +28,9 @@ pub fn layer_norm(scope: &Scope<'_>, size: usize, epsilon: f64) -> std::result::
     Ok(LayerNorm::new(scope.tensor("weight", &[size])?, scope.tensor("bias", &[size])?, epsilon))
 }
 
-/// Two linear maps with the activation between them.
-pub struct FeedForward {
-    inner: Linear,
-    outer: Linear,
-    activation: Activation,
-}
-
-impl FeedForward {
-    pub fn load(scope: &Scope<'_>, stack: &Stack) -> std::result::Result<Self, ModelError> {
-        Ok(Self {
-            inner: linear(&scope.at("fc1"), stack.hidden, stack.intermediate)?,
-            outer: linear(&scope.at("fc2"), stack.intermediate, stack.hidden)?,
-            activation: stack.activation,
-        })
-    }
-
-    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
-        let wide = self.inner.forward(input)?;
-        let bent = match self.activation {
-            Activation::QuickGelu => (&wide * candle_nn::ops::sigmoid(&(&wide * 1.702)?)?)?,
-            Activation::GeluTanh => wide.gelu()?,
-            Activation::GeluErf => wide.gelu_erf()?,
-        };
-        self.outer.forward(&bent)
-    }
-}
-
 /// Softmax attention of prepared heads.
 /// `queries` is `[batch, heads, m, d]`, `keys` and `values` are `[batch, heads, n, d]`; the result is `[batch, m, heads * d]`.
-pub fn attend(queries: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
+pub fn attend_whole(queries: &Tensor, keys: &Tensor, values: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
     let (batch, heads, positions, width) = queries.dims4()?;
     let scores = (queries.matmul(&keys.t()?)? * (width as f64).powf(-0.5))?;
     let scores = match mask {
@@ -97,27 +71,26 @@ impl Block {
     fn load(scope: &Scope<'_>, stack: &Stack) -> std::result::Result<Self, ModelError> {
         let hidden = stack.hidden;
         let attention = scope.at("self_attn");
-        // One wide product instead of three narrow ones.
-        let mut weights = Vec::new();
-        let mut biases = Vec::new();
-        for name in ["q_proj", "k_proj", "v_proj"] {
-            weights.push(attention.at(name).tensor("weight", &[hidden, hidden])?);
-            biases.push(attention.at(name).tensor("bias", &[hidden])?);
-        }
+        let parts = [("q_proj", hidden), ("k_proj", hidden), ("v_proj", hidden)];
         Ok(Self {
             attention_norm: layer_norm(&scope.at("layer_norm1"), hidden, stack.epsilon)?,
-            fused: Linear::new(Tensor::cat(&weights, 0)?, Some(Tensor::cat(&biases, 0)?)),
+            fused: Linear::load_joined(&attention, &parts, hidden, true)?,
             outward: linear(&attention.at("out_proj"), hidden, hidden)?,
             heads: stack.heads,
             forward_norm: layer_norm(&scope.at("layer_norm2"), hidden, stack.epsilon)?,
-            feed_forward: FeedForward::load(&scope.at("mlp"), stack)?,
+            feed_forward: FeedForward::load(
+                &scope.at("mlp"),
+                ["fc1", "fc2"],
+                [hidden, stack.intermediate, hidden],
+                stack.activation,
+            )?,
         })
     }
 
     fn forward(&self, input: &Tensor, mask: Option<&Tensor>) -> Result<Tensor> {
         let fused = self.fused.forward(&self.attention_norm.forward(input)?)?;
         let heads = split_heads(&fused, 3, self.heads)?;
-        let attended = (self.outward.forward(&attend(&heads[0], &heads[1], &heads[2], mask)?)? + input)?;
+        let attended = (self.outward.forward(&attend_whole(&heads[0], &heads[1], &heads[2], mask)?)? + input)?;
         &attended + self.feed_forward.forward(&self.forward_norm.forward(&attended)?)?
     }
 }
@@ -184,7 +157,7 @@ impl PatchEmbedding {
         let weight = scope.tensor("weight", &[hidden, 3, patch, patch])?.reshape((hidden, 3 * patch * patch))?;
         let bias = if with_bias { Some(scope.tensor("bias", &[hidden])?) } else { None };
         let (dtype, device) = (weight.dtype(), weight.device().clone());
-        Ok(Self { map: Linear::new(weight, bias), side: tower.side, patch, dtype, device })
+        Ok(Self { map: Linear::from_weight(weight, bias), side: tower.side, patch, dtype, device })
     }
 
     /// `[batch, patches, hidden]`. A stride equal to the kernel makes the convolution one matrix product.

@@ -1,0 +1,213 @@
+//! A text decoder over a paged cache: packed tokens of many sequences in, logits and hidden states out.
+//!
+//! Knows neither family nor tokenizer. Invariant: a row's result depends on its own sequence alone.
+
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::layer::{Layer, StepContext};
+use super::options::DecoderOptions;
+use crate::kv::{KvShape, KvStore};
+use crate::model::api::{ModelError, Splice, Step, StepOutput};
+use crate::model::layers::{AttentionPlan, Linear, RmsNorm};
+use crate::model::trace::Trace;
+use crate::model::weights::Scope;
+
+/// A loaded decoder.
+pub struct Decoder {
+    options: DecoderOptions,
+    /// `[vocabulary, hidden]`
+    embeddings: Tensor,
+    layers: Vec<Layer>,
+    norm: RmsNorm,
+    head: Linear,
+    /// Of activations.
+    dtype: DType,
+    device: Device,
+}
+
+impl Decoder {
+    /// Reads embeddings, layers and the last norm below `scope`, and the head below `head` unless it is tied.
+    pub fn load(scope: &Scope<'_>, head: &Scope<'_>, options: DecoderOptions) -> std::result::Result<Self, ModelError> {
+        let size = [options.vocabulary, options.hidden];
+        let embeddings = scope.at("embed_tokens").table("weight", &size)?;
+        let layers = scope.at("layers");
+        let layers = (0..options.layers.len()).map(|index| Layer::load(&layers.at(index), &options, index));
+        Ok(Self {
+            layers: layers.collect::<std::result::Result<_, _>>()?,
+            norm: RmsNorm::load(&scope.at("norm"), options.hidden, options.epsilon)?,
+            head: match options.tied {
+                true if scope.quantises() => {
+                    Linear::load(&scope.at("embed_tokens"), options.hidden, options.vocabulary)?
+                }
+                true => Linear::from_weight(embeddings.clone(), None),
+                false => Linear::load(head, options.hidden, options.vocabulary)?,
+            },
+            dtype: scope.activations(),
+            device: scope.device().clone(),
+            embeddings,
+            options,
+        })
+    }
+
+    pub fn options(&self) -> &DecoderOptions {
+        &self.options
+    }
+
+    /// A cache of so many blocks.
+    pub fn cache(&self, blocks: usize) -> Result<KvStore> {
+        let DecoderOptions { kv_heads, head_dim, .. } = self.options;
+        KvStore::new(KvShape { layers: self.layers.len(), kv_heads, head_dim, blocks }, self.dtype, &self.device)
+    }
+
+    /// One forward pass; see [`crate::model::api::Generator::step`].
+    pub fn step(
+        &self,
+        step: &Step<'_>,
+        cache: &mut KvStore,
+        trace: &mut Trace,
+    ) -> std::result::Result<StepOutput, ModelError> {
+        self.check(step)?;
+        let plan = AttentionPlan::new(step.sequences, self.options.chunk, cache)?;
+        let context = StepContext {
+            plan,
+            angles: self.options.rope.angles(step.positions, self.dtype, &self.device)?,
+            temperatures: self.temperatures(step.positions)?,
+        };
+        let mut hidden = self.embed(step)?;
+        trace.show(format_args!("text.inputs_embeds"), &hidden);
+        let wanted = Wanted::of(step, trace.is_on());
+        for (index, layer) in self.layers.iter().enumerate() {
+            let last = index + 1 == self.layers.len();
+            let mut attended = layer.attend(&hidden, &context, cache, trace)?;
+            if let Some(rows) = if last { wanted.tensor(&self.device)? } else { None } {
+                (hidden, attended) = (hidden.index_select(&rows, 0)?, attended.index_select(&rows, 0)?);
+            }
+            hidden = layer.finish(&hidden, &attended, trace)?;
+            trace.show(format_args!("text.layer_{index}"), &hidden);
+            hidden = add_deep(hidden, step.splices, index)?;
+        }
+        let hidden = self.norm.forward(&hidden)?;
+        trace.show(format_args!("text.final_norm"), &hidden);
+        self.output(&hidden, step, &wanted)
+    }
+
+    fn check(&self, step: &Step<'_>) -> std::result::Result<(), ModelError> {
+        let input = |detail: String| Err(ModelError::Input { detail });
+        let rows = step.tokens.len();
+        let counted: usize = step.sequences.iter().map(|sequence| sequence.new).sum();
+        if rows == 0 || rows != counted || rows != step.positions.len() {
+            return input(format!(
+                "a step of {rows} tokens has {counted} in its sequences; both must be equal and not 0"
+            ));
+        }
+        if let Some(id) = step.tokens.iter().find(|id| **id as usize >= self.options.vocabulary) {
+            return input(format!("token id {id} lies outside the vocabulary of {}", self.options.vocabulary));
+        }
+        let context = self.options.context;
+        if let Some(sequence) = step.sequences.iter().find(|sequence| sequence.past + sequence.new > context) {
+            let length = sequence.past + sequence.new;
+            return input(format!("a sequence of {length} tokens is longer than the context of {context}"));
+        }
+        for splice in step.splices {
+            let (features, width) = splice.features.rows.dims2()?;
+            let fits = splice.row + splice.count <= rows && splice.first + splice.count <= features;
+            if !fits || width != self.options.hidden {
+                return input(format!("features [{features}, {width}] do not fit rows {} of the step", splice.row));
+            }
+        }
+        Ok(())
+    }
+
+    /// `[1, rows, 1]`, for models that have them.
+    fn temperatures(&self, positions: &[[u32; 3]]) -> Result<Option<Tensor>> {
+        let Some(temperature) = self.options.temperature else { return Ok(None) };
+        let factors: Vec<f32> = positions.iter().map(|position| temperature.factor(position[0])).collect();
+        let size = (1, factors.len(), 1);
+        Ok(Some(Tensor::from_vec(factors, size, &self.device)?.to_dtype(self.dtype)?))
+    }
+
+    /// Token embeddings with the features of pictures written over them.
+    fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
+        let ids = Tensor::new(step.tokens, &self.device)?;
+        let embedded = self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)?;
+        if step.splices.is_empty() {
+            return Ok(embedded);
+        }
+        let mut splices: Vec<&Splice<'_>> = step.splices.iter().filter(|splice| splice.count > 0).collect();
+        splices.sort_by_key(|splice| splice.row);
+        let (mut parts, mut next) = (Vec::new(), 0);
+        for splice in splices {
+            if splice.row > next {
+                parts.push(embedded.narrow(0, next, splice.row - next)?);
+            }
+            parts.push(splice.features.rows.narrow(0, splice.first, splice.count)?.to_dtype(self.dtype)?);
+            next = splice.row + splice.count;
+        }
+        if next < step.tokens.len() {
+            parts.push(embedded.narrow(0, next, step.tokens.len() - next)?);
+        }
+        Tensor::cat(&parts, 0)
+    }
+
+    fn output(&self, hidden: &Tensor, step: &Step<'_>, wanted: &Wanted) -> std::result::Result<StepOutput, ModelError> {
+        let flat = |tensor: Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
+        let pick = |rows: &[usize]| -> Result<Tensor> {
+            let rows: Vec<u32> = rows.iter().map(|row| wanted.place(*row)).collect();
+            hidden.index_select(&Tensor::new(rows, &self.device)?, 0)
+        };
+        let logits = match step.logits {
+            [] => Vec::new(),
+            rows => flat(self.head.forward(&pick(rows)?)?)?,
+        };
+        let states = match step.hidden {
+            [] => Vec::new(),
+            rows => flat(pick(rows)?)?,
+        };
+        Ok(StepOutput { logits, hidden: states })
+    }
+}
+
+/// The rows that are carried through the last layer's second half.
+struct Wanted {
+    /// Ascending; None for all.
+    rows: Option<Vec<u32>>,
+}
+
+impl Wanted {
+    fn of(step: &Step<'_>, all: bool) -> Self {
+        if all || step.logits.len() + step.hidden.len() >= step.tokens.len() {
+            return Self { rows: None };
+        }
+        let mut rows: Vec<u32> = step.logits.iter().chain(step.hidden).map(|row| *row as u32).collect();
+        rows.sort_unstable();
+        rows.dedup();
+        // Something must be carried, or tensors would be empty.
+        if rows.is_empty() {
+            rows.push(0);
+        }
+        Self { rows: Some(rows) }
+    }
+
+    fn tensor(&self, device: &Device) -> Result<Option<Tensor>> {
+        self.rows.as_deref().map(|rows| Tensor::new(rows, device)).transpose()
+    }
+
+    /// Where a row of the step lies among the carried ones.
+    fn place(&self, row: usize) -> u32 {
+        let row = row as u32;
+        match &self.rows {
+            Some(rows) => rows.partition_point(|carried| *carried < row) as u32,
+            None => row,
+        }
+    }
+}
+
+/// Adds the features that a picture has for this layer (Qwen3-VL's deepstack).
+fn add_deep(hidden: Tensor, splices: &[Splice<'_>], layer: usize) -> Result<Tensor> {
+    splices.iter().filter(|splice| splice.count > 0).try_fold(hidden, |hidden, splice| {
+        let Some(deep) = splice.features.deep.get(layer) else { return Ok(hidden) };
+        let rows: Vec<u32> = (splice.row..splice.row + splice.count).map(|row| row as u32).collect();
+        let added = deep.narrow(0, splice.first, splice.count)?.to_dtype(hidden.dtype())?;
+        hidden.index_add(&Tensor::new(rows, hidden.device())?, &added, 0)
+    })
+}

@@ -1,0 +1,45 @@
+//! The gated feed-forward layer (Shazeer, 2020): `down(silu(gate(x)) * up(x))`.
+
+use candle_core::{Module, Result, Tensor};
+
+use super::linear::Linear;
+use crate::model::api::ModelError;
+use crate::model::weights::Scope;
+
+/// Three linear maps with the gate between them.
+#[derive(Debug, Clone)]
+pub struct GatedFeedForward {
+    /// The gate's outputs before those of up.
+    gate_up: Linear,
+    down: Linear,
+    width: usize,
+}
+
+impl GatedFeedForward {
+    /// Reads `gate_proj`, `up_proj` and `down_proj` below `scope`.
+    pub fn load(scope: &Scope<'_>, hidden: usize, width: usize, bias: bool) -> std::result::Result<Self, ModelError> {
+        let gate_up = Linear::load_joined(scope, &[("gate_proj", width), ("up_proj", width)], hidden, bias)?;
+        let down = scope.at("down_proj");
+        let down = match bias {
+            true => Linear::load_with_bias(&down, width, hidden)?,
+            false => Linear::load(&down, width, hidden)?,
+        };
+        Ok(Self { gate_up, down, width })
+    }
+
+    /// `[rows, hidden]` to `[rows, hidden]`.
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        self.down.forward(&gated(&self.gate_up.forward(input)?, self.width)?)
+    }
+}
+
+impl Module for GatedFeedForward {
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        GatedFeedForward::forward(self, input)
+    }
+}
+
+/// `silu(gate) * up` of `[rows, gate and up]`, each `width` wide.
+pub fn gated(both: &Tensor, width: usize) -> Result<Tensor> {
+    both.narrow(1, 0, width)?.silu()? * both.narrow(1, width, width)?
+}

@@ -1,0 +1,146 @@
+//! Linear maps, whatever their weights are held as.
+//!
+//! `[.., inputs]` to `[.., outputs]`. On the CPU activations are f32: a few rows go through a kernel of our own, which
+//! reads each weight once for all of them, in 16 bits where it is held so; many rows go through the library's product,
+//! 16-bit weights widened a piece at a time; quantised weights have the library's kernels for both.
+//! Invariant: a row of the result depends on its own row of the input alone.
+
+use std::sync::Arc;
+
+use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::{DType, Module, Result, Tensor};
+
+use super::skinny;
+use crate::model::api::ModelError;
+use crate::model::weights::{Matrix, Scope};
+
+/// Outputs whose 16-bit weights are widened at once.
+const WIDENED: usize = 1024;
+
+/// A linear map, with or without a bias.
+#[derive(Debug, Clone)]
+pub struct Linear {
+    weight: Weight,
+    bias: Option<Tensor>,
+}
+
+#[derive(Debug, Clone)]
+enum Weight {
+    Dense(Tensor),
+    Quantised { map: QMatMul, outputs: usize },
+}
+
+impl Linear {
+    /// Reads `weight`, `[outputs, inputs]`, without a bias.
+    pub fn load(scope: &Scope<'_>, inputs: usize, outputs: usize) -> std::result::Result<Self, ModelError> {
+        Self::new(scope.matrix("weight", outputs, inputs)?, None)
+    }
+
+    /// Reads `weight` and `bias`, `[outputs]`.
+    pub fn load_with_bias(scope: &Scope<'_>, inputs: usize, outputs: usize) -> std::result::Result<Self, ModelError> {
+        let bias = scope.tensor("bias", &[outputs])?;
+        Self::new(scope.matrix("weight", outputs, inputs)?, Some(bias))
+    }
+
+    /// Reads maps of the same inputs, `(name, outputs)` below `scope`, as one: one wide product costs less than
+    /// several narrow ones.
+    pub fn load_joined(
+        scope: &Scope<'_>,
+        parts: &[(&str, usize)],
+        inputs: usize,
+        with_bias: bool,
+    ) -> std::result::Result<Self, ModelError> {
+        let names: Vec<String> = parts.iter().map(|(name, _)| format!("{name}.weight")).collect();
+        let weights: Vec<(&str, usize)> =
+            names.iter().zip(parts).map(|(name, (_, outputs))| (name.as_str(), *outputs)).collect();
+        let bias = match with_bias {
+            true => {
+                let part = |(name, outputs): &(&str, usize)| scope.at(name).tensor("bias", &[*outputs]);
+                let parts = parts.iter().map(part).collect::<std::result::Result<Vec<_>, _>>()?;
+                Some(Tensor::cat(&parts, 0)?)
+            }
+            false => None,
+        };
+        Self::new(scope.joined(&weights, inputs)?, bias)
+    }
+
+    /// From a matrix at hand.
+    pub fn new(weight: Matrix, bias: Option<Tensor>) -> std::result::Result<Self, ModelError> {
+        let weight = match weight {
+            Matrix::Dense(weight) => Weight::Dense(spaced(weight)?),
+            Matrix::Quantised(weight) => {
+                let outputs = weight.shape().dims()[0];
+                Weight::Quantised { map: quantised(weight)?, outputs }
+            }
+        };
+        Ok(Self { weight, bias })
+    }
+
+    /// From a weight `[outputs, inputs]` at hand.
+    pub fn from_weight(weight: Tensor, bias: Option<Tensor>) -> Self {
+        Self { weight: Weight::Dense(weight), bias }
+    }
+
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let shape = input.dims();
+        let inputs = shape[shape.len() - 1];
+        let rows = input.elem_count() / inputs.max(1);
+        let flat = input.reshape((rows, inputs))?;
+        let flat = match &self.weight {
+            Weight::Dense(weight) => dense(&flat, weight)?,
+            Weight::Quantised { map, .. } => map.forward(&flat.to_dtype(DType::F32)?)?.to_dtype(input.dtype())?,
+        };
+        let flat = match &self.bias {
+            Some(bias) => flat.broadcast_add(bias)?,
+            None => flat,
+        };
+        flat.reshape([&shape[..shape.len() - 1], &[self.outputs()]].concat())
+    }
+
+    fn outputs(&self) -> usize {
+        match &self.weight {
+            Weight::Dense(weight) => weight.dims()[0],
+            Weight::Quantised { outputs, .. } => *outputs,
+        }
+    }
+}
+
+/// Rows whose length is a multiple of a page all begin in the same sets of the caches and push each other out; on the CPU
+/// such rows get a gap behind them.
+fn spaced(weight: Tensor) -> Result<Tensor> {
+    const PAGE: usize = 4096;
+    const GAP: usize = 16;
+    let (outputs, inputs) = weight.dims2()?;
+    let collides = (inputs * weight.dtype().size_in_bytes()).is_multiple_of(PAGE);
+    if !weight.device().is_cpu() || outputs == 1 || !collides || weight.stride()[1] != 1 {
+        return Ok(weight);
+    }
+    weight.pad_with_zeros(1, 0, GAP)?.narrow(1, 0, inputs)
+}
+
+fn quantised(weight: Arc<QTensor>) -> Result<QMatMul> {
+    // From an Arc the library would fall back to f32 where an environment variable asks for it.
+    Ok(QMatMul::QTensor(weight))
+}
+
+/// `[rows, inputs]` times a float weight.
+fn dense(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
+    if !input.device().is_cpu() {
+        return input.to_dtype(weight.dtype())?.matmul(&weight.t()?);
+    }
+    if input.dtype() == DType::F32 && skinny::serves(input.dim(0)?) {
+        return skinny::product(input, weight);
+    }
+    if weight.dtype() == DType::F32 || weight.dtype() == input.dtype() {
+        return input.matmul(&weight.t()?);
+    }
+    let outputs = weight.dim(0)?;
+    let parts: Vec<Tensor> = (0..outputs)
+        .step_by(WIDENED)
+        .map(|first| {
+            let part = weight.narrow(0, first, WIDENED.min(outputs - first))?.to_dtype(input.dtype())?;
+            input.matmul(&part.t()?)
+        })
+        .collect::<Result<_>>()?;
+    Tensor::cat(&parts, 1)
+}

@@ -1,0 +1,60 @@
+//! Normalisation of rows: by the root of the mean square (Zhang and Sennrich, 2019), and by mean and variance (Ba et al.,
+//! 2016). Sums are in f32 whatever the input is.
+
+use candle_core::{Device, Module, Result, Tensor};
+
+use crate::model::api::ModelError;
+use crate::model::weights::Scope;
+
+/// `x / sqrt(mean(x^2) + epsilon) * weight` over the last axis; squares are summed in f32.
+#[derive(Debug, Clone)]
+pub struct RmsNorm {
+    weight: Tensor,
+    epsilon: f32,
+}
+
+impl RmsNorm {
+    /// Reads `weight`, `[size]`.
+    pub fn load(scope: &Scope<'_>, size: usize, epsilon: f64) -> std::result::Result<Self, ModelError> {
+        Ok(Self { weight: scope.tensor("weight", &[size])?, epsilon: epsilon as f32 })
+    }
+
+    /// A norm without weights.
+    pub fn plain(size: usize, epsilon: f64, device: &Device) -> Result<Self> {
+        Ok(Self { weight: Tensor::ones(size, candle_core::DType::F32, device)?, epsilon: epsilon as f32 })
+    }
+
+    pub fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let weight = self.weight.to_dtype(input.dtype())?;
+        candle_nn::ops::rms_norm(&input.contiguous()?, &weight, self.epsilon)
+    }
+}
+
+impl Module for RmsNorm {
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        RmsNorm::forward(self, input)
+    }
+}
+
+/// `(x - mean(x)) / sqrt(variance(x) + epsilon) * weight + bias` over the last axis.
+#[derive(Debug, Clone)]
+pub struct LayerNorm {
+    weight: Tensor,
+    bias: Tensor,
+    epsilon: f32,
+}
+
+impl LayerNorm {
+    /// Reads `weight` and `bias`, `[size]`.
+    pub fn load(scope: &Scope<'_>, size: usize, epsilon: f64) -> std::result::Result<Self, ModelError> {
+        let (weight, bias) = (scope.tensor("weight", &[size])?, scope.tensor("bias", &[size])?);
+        Ok(Self { weight, bias, epsilon: epsilon as f32 })
+    }
+}
+
+impl Module for LayerNorm {
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        let (weight, bias) = (self.weight.to_dtype(input.dtype())?, self.bias.to_dtype(input.dtype())?);
+        candle_nn::ops::layer_norm(&input.contiguous()?, &weight, &bias, self.epsilon)
+    }
+}

@@ -1,0 +1,95 @@
+//! Tensors in mapped files: where each lies and what it is stored as.
+//!
+//! A file is mapped, read once and given back page by page, so that a model is never in memory twice. Invariant: a
+//! tensor's bytes lie inside its file and are as many as its shape and format need.
+
+use std::collections::HashMap;
+use std::fs::File;
+use std::path::{Path, PathBuf};
+
+use candle_core::DType;
+use memmap2::{Mmap, UncheckedAdvice};
+use safetensors::{Dtype, SafeTensors};
+
+use crate::model::api::ModelError;
+
+/// Bytes that are read before their pages are given back.
+const STRIDE: usize = 8 << 20;
+
+/// A tensor as it lies in its file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Stored {
+    /// Index of its file.
+    pub file: usize,
+    pub shape: Vec<usize>,
+    /// None for formats that weights cannot have here.
+    pub dtype: Option<DType>,
+    /// What the file calls the format.
+    pub format: String,
+    start: usize,
+    end: usize,
+}
+
+/// A mapped file of weights.
+#[derive(Debug)]
+pub struct MappedFile {
+    pub path: PathBuf,
+    map: Mmap,
+}
+
+impl MappedFile {
+    /// Maps a safetensors file and adds its tensors to `index` under file number `file`.
+    pub fn open(path: &Path, file: usize, index: &mut HashMap<String, Stored>) -> Result<Self, ModelError> {
+        let opened = File::open(path).map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
+        let map = map(&opened).map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
+        let malformed = |error: safetensors::SafeTensorError| {
+            ModelError::malformed(path, format!("not a safetensors file: {error}"))
+        };
+        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(malformed)?;
+        // The header's length itself takes eight bytes.
+        let data = header + 8;
+        for (name, info) in metadata.tensors() {
+            let (start, end) = (data + info.data_offsets.0, data + info.data_offsets.1);
+            if end > map.len() {
+                let detail = format!("tensor {name} ends at byte {end} of {}: the file is cut off", map.len());
+                return Err(ModelError::malformed(path, detail));
+            }
+            let dtype = match info.dtype {
+                Dtype::F32 => Some(DType::F32),
+                Dtype::F16 => Some(DType::F16),
+                Dtype::BF16 => Some(DType::BF16),
+                _ => None,
+            };
+            let format = format!("{:?}", info.dtype);
+            index.insert(name, Stored { file, shape: info.shape.clone(), dtype, format, start, end });
+        }
+        Ok(Self { path: path.to_owned(), map })
+    }
+
+    /// Hands the bytes of part of a tensor over piece by piece, and gives their pages back. `range` counts elements of
+    /// `size` bytes. Pieces hold whole elements.
+    pub fn read(&self, stored: &Stored, range: std::ops::Range<usize>, size: usize, mut piece: impl FnMut(&[u8])) {
+        let (start, end) = (stored.start + range.start * size, (stored.start + range.end * size).min(stored.end));
+        let mut from = start;
+        while from < end {
+            let to = end.min(from + STRIDE / size * size);
+            piece(&self.map[from..to]);
+            self.give_back(from, to);
+            from = to;
+        }
+    }
+
+    #[allow(unsafe_code)]
+    fn give_back(&self, from: usize, to: usize) {
+        // SAFETY: the mapping is of a file and is only read: a page that is looked at again is read from the file again.
+        // Failing to give pages back costs memory, nothing else.
+        let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
+    }
+}
+
+#[allow(unsafe_code)]
+fn map(file: &File) -> std::io::Result<Mmap> {
+    // SAFETY: the mapping is read while the model is being loaded and dropped afterwards. Model files are written once
+    // and replaced whole, by rename; whoever truncates one in place during that time breaks this process.
+    unsafe { Mmap::map(file) }
+}

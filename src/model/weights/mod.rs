@@ -1,0 +1,13 @@
+//! The weights of a model: found in files, mapped, and held in the number format that was asked for.
+
+mod directory;
+mod held;
+mod mapped;
+mod precision;
+mod rows;
+mod scope;
+
+pub use directory::{read_json, weight_files};
+pub use held::{Held, HeldTensor};
+pub use precision::Precision;
+pub use scope::{Matrix, Scope, Weights};

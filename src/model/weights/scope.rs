@@ -1,0 +1,329 @@
+//! Reading a model's tensors by name: each with the shape that its layer expects, held as its kind is held.
+//!
+//! This file knows names, shapes and formats; it knows no architecture. Invariant: a tensor that is handed out has exactly
+//! the shape that was asked for, and every failure names file, tensor and shapes.
+
+use std::cell::RefCell;
+use std::collections::{BTreeMap, HashMap, HashSet};
+use std::ops::Range;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+
+use candle_core::quantized::QTensor;
+use candle_core::{DType, Device, Tensor};
+
+use super::directory::{SINGLE, weight_files};
+use super::held::{Held, HeldTensor};
+use super::mapped::{MappedFile, Stored};
+use super::precision::Precision;
+use super::rows;
+use crate::model::api::ModelError;
+
+/// The mapped weights of one model, to be read tensor by tensor onto one device.
+pub struct Weights {
+    files: Vec<MappedFile>,
+    index: HashMap<String, Stored>,
+    precision: Precision,
+    device: Device,
+    held: RefCell<Held>,
+    /// Names of what was asked for.
+    read: RefCell<HashSet<String>>,
+    /// Without them every tensor is zeros that take no memory.
+    with_values: bool,
+}
+
+/// The weight of a linear map, `[outputs, inputs]`.
+#[derive(Debug, Clone)]
+pub enum Matrix {
+    /// f32, f16 or bf16.
+    Dense(Tensor),
+    Quantised(Arc<QTensor>),
+}
+
+impl Weights {
+    /// Maps all weight files of `directory`.
+    pub fn open(directory: &Path, precision: Precision, device: &Device) -> Result<Self, ModelError> {
+        let mut index = HashMap::new();
+        let files = weight_files(directory)?
+            .iter()
+            .enumerate()
+            .map(|(file, path)| MappedFile::open(path, file, &mut index))
+            .collect::<Result<_, _>>()?;
+        let (held, read) = Default::default();
+        Ok(Self { files, index, precision, device: device.clone(), held, read, with_values: true })
+    }
+
+    /// The same on the CPU without the values: names and shapes are checked and memory is counted, as if it were loaded.
+    pub fn outline(directory: &Path, precision: Precision) -> Result<Self, ModelError> {
+        Ok(Self { with_values: false, ..Self::open(directory, precision, &Device::Cpu)? })
+    }
+
+    /// The root of the tensor names.
+    pub fn root(&self) -> Scope<'_> {
+        Scope { weights: self, prefix: String::new() }
+    }
+
+    /// Whether there is a tensor of that name.
+    pub fn has(&self, name: &str) -> bool {
+        self.index.contains_key(name)
+    }
+
+    /// What was read so far.
+    pub fn held(&self) -> Held {
+        self.held.borrow().clone()
+    }
+
+    /// Stored parameters by format, and the names of tensors that nobody asked for so far, both in order.
+    pub fn stored(&self) -> (BTreeMap<String, usize>, Vec<String>) {
+        let mut formats = BTreeMap::new();
+        for stored in self.index.values() {
+            *formats.entry(stored.format.clone()).or_default() += stored.shape.iter().product::<usize>();
+        }
+        let read = self.read.borrow();
+        let mut unread: Vec<String> = self.index.keys().filter(|name| !read.contains(*name)).cloned().collect();
+        unread.sort();
+        (formats, unread)
+    }
+
+    fn find(&self, name: &str, expected: &[usize]) -> Result<(&MappedFile, &Stored, DType), ModelError> {
+        let Some(stored) = self.index.get(name) else {
+            let path = self.files.first().map_or_else(|| PathBuf::from(SINGLE), |file| file.path.clone());
+            return Err(ModelError::MissingTensor { path, tensor: name.to_owned(), expected: expected.to_vec() });
+        };
+        self.read.borrow_mut().insert(name.to_owned());
+        let file = &self.files[stored.file];
+        let (path, tensor) = (file.path.clone(), name.to_owned());
+        if stored.shape != expected {
+            return Err(ModelError::Shape { path, tensor, expected: expected.to_vec(), found: stored.shape.clone() });
+        }
+        match stored.dtype {
+            Some(dtype) => Ok((file, stored, dtype)),
+            None => Err(ModelError::StoredType { path, tensor, found: stored.format.clone() }),
+        }
+    }
+
+    /// The format of a linear map, and the one that was asked for if it is another.
+    fn formats(&self, held: String) -> (String, Option<String>) {
+        let asked = format!("{:?}", self.precision);
+        let differs = self.precision.quantises() && held != asked;
+        (held, differs.then_some(asked))
+    }
+
+    fn keep(&self, name: String, parameters: usize, bytes: usize, (format, instead_of): (String, Option<String>)) {
+        self.held.borrow_mut().0.push(HeldTensor { name, parameters, bytes, format, instead_of });
+    }
+
+    fn float(&self, name: String, expected: &[usize], held: DType) -> Result<Tensor, ModelError> {
+        let found = self.find(&name, expected)?;
+        let count = expected.iter().product();
+        let tensor = match self.with_values {
+            true => rows::tensor(found, 0..count, expected, held, &self.device)?,
+            false => zeros(expected, held)?,
+        };
+        self.keep(name, count, count * held.size_in_bytes(), (format!("{held:?}"), None));
+        Ok(tensor)
+    }
+
+    /// Makes a matrix of rows that `rows` reads as f32; `stored` is what they are stored as.
+    fn matrix(
+        &self,
+        name: String,
+        (outputs, inputs): (usize, usize),
+        stored: DType,
+        rows: impl Fn(Range<usize>) -> Vec<f32>,
+    ) -> Result<Matrix, ModelError> {
+        let count = outputs * inputs;
+        match self.precision.blocks(inputs) {
+            Some(blocks) if !self.with_values => {
+                let bytes = count / blocks.block_size() * blocks.type_size();
+                self.keep(name, count, bytes, self.formats(format!("{blocks:?}")));
+                Ok(Matrix::Dense(zeros(&[outputs, inputs], DType::F32)?))
+            }
+            Some(blocks) => {
+                let quantised = rows::quantised((outputs, inputs), blocks, &self.device, rows)?;
+                self.keep(name, count, quantised.storage_size_in_bytes(), self.formats(format!("{blocks:?}")));
+                Ok(Matrix::Quantised(Arc::new(quantised)))
+            }
+            None => {
+                let held = self.precision.table(stored);
+                let tensor = match self.with_values {
+                    true => Tensor::from_vec(rows(0..outputs), (outputs, inputs), &self.device)?.to_dtype(held)?,
+                    false => zeros(&[outputs, inputs], held)?,
+                };
+                self.keep(name, count, count * held.size_in_bytes(), self.formats(format!("{held:?}")));
+                Ok(Matrix::Dense(tensor))
+            }
+        }
+    }
+}
+
+/// One zero, seen everywhere.
+fn zeros(shape: &[usize], dtype: DType) -> candle_core::Result<Tensor> {
+    Tensor::zeros((), dtype, &Device::Cpu)?.broadcast_as(shape)
+}
+
+/// A place in the tree of tensor names.
+#[derive(Clone)]
+pub struct Scope<'a> {
+    weights: &'a Weights,
+    prefix: String,
+}
+
+impl Scope<'_> {
+    /// Where tensors are put.
+    pub fn device(&self) -> &Device {
+        &self.weights.device
+    }
+
+    /// The format of activations.
+    pub fn activations(&self) -> DType {
+        self.weights.precision.activations(self.weights.device.is_cpu())
+    }
+
+    /// Whether linear maps are held in blocks of integers, where these fit.
+    pub fn quantises(&self) -> bool {
+        self.weights.precision.quantises()
+    }
+
+    /// The names below `segment`.
+    pub fn at(&self, segment: impl std::fmt::Display) -> Self {
+        Self { weights: self.weights, prefix: format!("{}{segment}.", self.prefix) }
+    }
+
+    fn name(&self, name: &str) -> String {
+        format!("{}{name}", self.prefix)
+    }
+
+    /// Reads the tensor of that name, in the format of activations; its shape must be `expected`.
+    pub fn tensor(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
+        self.weights.float(self.name(name), expected, self.activations())
+    }
+
+    /// Reads a tensor in f32, whatever activations are.
+    pub fn exact(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
+        self.weights.float(self.name(name), expected, DType::F32)
+    }
+
+    /// Reads a table to look rows up in, which is never quantised.
+    pub fn table(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
+        let name = self.name(name);
+        let (_, _, stored) = self.weights.find(&name, expected)?;
+        self.weights.float(name, expected, self.weights.precision.table(stored))
+    }
+
+    /// Reads the weight of a linear map, `[outputs, inputs]`.
+    pub fn matrix(&self, name: &str, outputs: usize, inputs: usize) -> Result<Matrix, ModelError> {
+        self.joined(&[(name, outputs)], inputs)
+    }
+
+    /// Reads weights of the same inputs as one matrix, one below the other.
+    pub fn joined(&self, parts: &[(&str, usize)], inputs: usize) -> Result<Matrix, ModelError> {
+        let found: Vec<_> = parts
+            .iter()
+            .map(|(name, outputs)| Ok((self.weights.find(&self.name(name), &[*outputs, inputs])?, *outputs)))
+            .collect::<Result<_, ModelError>>()?;
+        let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
+        let name = parts.iter().map(|(name, _)| self.name(name)).collect::<Vec<_>>().join(" + ");
+        let stored = found.first().map_or(DType::F32, |((_, _, dtype), _)| *dtype);
+        if found.len() == 1 && !self.quantises() {
+            // No detour through f32 for what is held as a float.
+            return Ok(Matrix::Dense(self.weights.float(
+                name,
+                &[outputs, inputs],
+                self.weights.precision.table(stored),
+            )?));
+        }
+        self.weights.matrix(name, (outputs, inputs), stored, |rows| {
+            let mut values = Vec::with_capacity(rows.len() * inputs);
+            let mut first = 0;
+            for ((file, stored, dtype), count) in &found {
+                let (from, to) = (rows.start.max(first), rows.end.min(first + count));
+                if from < to {
+                    let elements = (from - first) * inputs..(to - first) * inputs;
+                    values.append(&mut rows::floats(file, stored, *dtype, elements));
+                }
+                first += count;
+            }
+            values
+        })
+    }
+
+    /// Reads one of a stack of weights that are stored turned, `[stack, inputs, outputs]`, as `[outputs, inputs]`.
+    pub fn turned(
+        &self,
+        name: &str,
+        (stack, index): (usize, usize),
+        (inputs, outputs): (usize, usize),
+    ) -> Result<Matrix, ModelError> {
+        let name = self.name(name);
+        let (file, stored, dtype) = self.weights.find(&name, &[stack, inputs, outputs])?;
+        let size = inputs * outputs;
+        let range = if self.weights.with_values { index * size..(index + 1) * size } else { 0..0 };
+        let values = rows::floats(file, stored, dtype, range);
+        self.weights.matrix(format!("{name}[{index}]"), (outputs, inputs), dtype, |rows| {
+            rows.flat_map(|output| values[output..].iter().step_by(outputs).copied().take(inputs)).collect()
+        })
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::super::directory::INDEX;
+    use super::*;
+
+    fn directory_with(tensors: &[(&str, Tensor)]) -> tempfile::TempDir {
+        let directory = tempfile::tempdir().unwrap();
+        let map: HashMap<String, Tensor> =
+            tensors.iter().map(|(name, tensor)| ((*name).to_owned(), tensor.clone())).collect();
+        candle_core::safetensors::save(&map, directory.path().join(SINGLE)).unwrap();
+        directory
+    }
+
+    fn zeros(shape: &[usize], dtype: DType) -> Tensor {
+        Tensor::zeros(shape, dtype, &Device::Cpu).unwrap()
+    }
+
+    fn open(directory: &Path) -> Result<Weights, ModelError> {
+        Weights::open(directory, Precision::F32, &Device::Cpu)
+    }
+
+    #[test]
+    fn a_missing_or_misshapen_tensor_is_named_with_its_file_and_shapes() {
+        let directory = directory_with(&[("a.weight", zeros(&[2, 3], DType::F16))]);
+        let weights = open(directory.path()).unwrap();
+        let scope = weights.root().at("a");
+        let refusal = scope.tensor("weight", &[3, 2]).unwrap_err().to_string();
+        for part in ["model.safetensors", "a.weight", "[2, 3]", "[3, 2]"] {
+            assert!(refusal.contains(part), "{refusal}");
+        }
+        let refusal = scope.tensor("bias", &[2]).unwrap_err().to_string();
+        assert!(refusal.contains("a.bias is missing") && refusal.contains("[2]"), "{refusal}");
+        assert_eq!(scope.tensor("weight", &[2, 3]).unwrap().dtype(), DType::F32);
+    }
+
+    #[test]
+    fn integers_and_garbage_are_no_weights() {
+        let directory = directory_with(&[("a", zeros(&[2], DType::U32))]);
+        let refusal = open(directory.path()).unwrap().root().tensor("a", &[2]).unwrap_err().to_string();
+        assert!(refusal.contains("U32"), "{refusal}");
+        std::fs::write(directory.path().join(SINGLE), b"not a tensor file").unwrap();
+        assert!(matches!(open(directory.path()), Err(ModelError::Malformed { .. })));
+        std::fs::remove_file(directory.path().join(SINGLE)).unwrap();
+        assert!(matches!(open(directory.path()), Err(ModelError::Read { .. })));
+    }
+
+    #[test]
+    fn shards_are_found_through_the_index_and_never_outside_the_directory() {
+        let directory = tempfile::tempdir().unwrap();
+        for (file, name) in [("one.safetensors", "a"), ("two.safetensors", "b")] {
+            let map = HashMap::from([(name.to_owned(), zeros(&[1], DType::BF16))]);
+            candle_core::safetensors::save(&map, directory.path().join(file)).unwrap();
+        }
+        let index = directory.path().join(INDEX);
+        std::fs::write(&index, r#"{"weight_map": {"a": "one.safetensors", "b": "two.safetensors"}}"#).unwrap();
+        let weights = open(directory.path()).unwrap();
+        assert!(weights.root().tensor("a", &[1]).is_ok() && weights.root().tensor("b", &[1]).is_ok());
+        std::fs::write(&index, r#"{"weight_map": {"a": "../one.safetensors"}}"#).unwrap();
+        assert!(matches!(open(directory.path()), Err(ModelError::Malformed { .. })));
+    }
+}
