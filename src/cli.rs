@@ -18,11 +18,14 @@ use crate::check;
 use crate::config::Config;
 use crate::demo;
 use crate::engine::InferenceError;
+use crate::inspect;
 use crate::job::UnknownJob;
+use crate::model::Precision;
 use crate::pipeline::{Mode, PipelineError};
 use crate::query;
 use crate::submit;
 use crate::telemetry::{self, LogFormat};
+use crate::tryout;
 use crate::upkeep;
 
 /// Distinct exit codes, so that a supervisor can tell what happened.
@@ -82,6 +85,12 @@ enum Verb {
     /// Compact, checkpoint and vacuum the tables of the jobs.
     #[command(after_help = "Example: assay upkeep --job product-embedding")]
     Upkeep(JobsArgs),
+    /// Look at a model, or try it out.
+    #[command(after_help = "Example: assay model inspect models/demo-clip")]
+    Model {
+        #[command(subcommand)]
+        what: ModelVerb,
+    },
     /// Measure this machine.
     #[command(after_help = "Example: assay bench pipeline --assets 100000")]
     Bench {
@@ -171,6 +180,28 @@ enum FormatArg {
 enum BenchVerb {
     /// Pipeline overhead: a stand-in for inference answers at once.
     Pipeline(bench::PipelineArgs),
+    /// Prefill and decode of a generator by itself, in each number format.
+    Model(bench::ModelArgs),
+}
+
+#[derive(Debug, Subcommand)]
+enum ModelVerb {
+    /// Say what a model directory is and what it would cost, without loading its weights.
+    #[command(after_help = "Example: assay model inspect models/llama --dtype q8_0")]
+    Inspect(InspectArgs),
+    /// Ask a model once and print its answer while it is written.
+    #[command(after_help = "Example: assay model try models/llama --image mug.jpg --prompt \"What is this?\"")]
+    Try(tryout::TryArgs),
+}
+
+#[derive(Debug, Args)]
+struct InspectArgs {
+    /// A model directory in Hugging Face layout.
+    #[arg(value_name = "DIR")]
+    model: PathBuf,
+    /// The number format to hold the weights in: f32, f16, bf16, q8_0 or q4k.
+    #[arg(long, default_value = "f32")]
+    dtype: Precision,
 }
 
 /// Parses the command line, runs the verb and says with which code to exit.
@@ -230,12 +261,20 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
             ask::run(&load()?, args.job.as_deref(), options).await
         }
         Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
+        Verb::Model { what: ModelVerb::Inspect(args) } => blocking(move || inspect::run(&args.model, args.dtype)).await,
+        Verb::Model { what: ModelVerb::Try(args) } => blocking(move || tryout::run(&args)).await,
         Verb::Bench { what: BenchVerb::Pipeline(args) } => bench::pipeline(args).await,
+        Verb::Bench { what: BenchVerb::Model(args) } => blocking(move || bench::model(&args)).await,
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
             Ok(())
         }
     }
+}
+
+/// Runs what computes on a thread of its own, so that signals are seen meanwhile.
+async fn blocking(work: impl FnOnce() -> Result<()> + Send + 'static) -> Result<()> {
+    tokio::task::spawn_blocking(work).await?
 }
 
 fn check_command(path: Option<&std::path::Path>) -> Result<()> {

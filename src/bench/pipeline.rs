@@ -13,6 +13,7 @@ use serde::{Deserialize, Serialize};
 use serde_json::json;
 use tokio_util::sync::CancellationToken;
 
+use super::memory::peak_mebibytes;
 use crate::engine::{Inference, InstantInference};
 use crate::job::{JobSpec, rejections_schema, results_schema};
 use crate::media::{self, DecodeLimits, RemoteMedia};
@@ -272,12 +273,4 @@ fn decode_alone(pictures: &[(String, Vec<u8>)], assets: usize) -> Result<f64> {
         workers.into_iter().try_for_each(|worker| worker.join().expect("decoding does not panic"))
     })?;
     Ok(started.elapsed().as_secs_f64())
-}
-
-/// Peak of resident memory of this process, as Linux tells it.
-fn peak_mebibytes() -> Option<f64> {
-    let status = std::fs::read_to_string("/proc/self/status").ok()?;
-    let line = status.lines().find(|line| line.starts_with("VmHWM:"))?;
-    let kibibytes: f64 = line.split_whitespace().nth(1)?.parse().ok()?;
-    Some(kibibytes / 1024.0)
 }

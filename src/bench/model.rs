@@ -1,0 +1,291 @@
+//! `assay bench model`: prefill and decode of a generator by itself, in each number format, beside Hugging Face transformers.
+//!
+//! Every case runs in a process of its own, in turns, so that memory is its own and a slow moment of the machine hits all.
+
+use std::path::{Path, PathBuf};
+use std::process::{Command, Stdio};
+use std::time::Instant;
+
+use anyhow::{Context, Result, bail};
+use clap::Args;
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
+use serde::{Deserialize, Serialize};
+
+use super::memory::peak_mebibytes;
+use super::random_model;
+use crate::kv::{BLOCK, BlockId, KvStore};
+use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
+
+/// The same work in Python.
+const REFERENCE: &str = include_str!("reference.py");
+
+/// What to measure.
+#[derive(Debug, Args)]
+pub struct ModelArgs {
+    /// A model directory; without it a random Llama 3 of 128 million parameters.
+    #[arg(long, value_name = "DIR")]
+    model: Option<PathBuf>,
+    /// Number formats to compare.
+    #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4k")]
+    dtypes: Vec<Precision>,
+    /// Where to compute: cpu or cuda:N.
+    #[arg(long, default_value = "cpu")]
+    device: String,
+    /// Tokens of each prompt.
+    #[arg(long, default_value_t = 512)]
+    prompt: usize,
+    /// Prompts of the prefill, and sequences that decode side by side.
+    #[arg(long, default_value_t = 8)]
+    batch: usize,
+    /// Tokens that each sequence decodes.
+    #[arg(long, default_value_t = 32)]
+    decode: usize,
+    /// How often each case is measured; the median counts.
+    #[arg(long, default_value_t = 3)]
+    rounds: usize,
+    /// A Python with torch and transformers, to measure these on the same weights, too.
+    #[arg(long, value_name = "PROGRAM")]
+    python: Option<PathBuf>,
+    /// Print JSON lines instead of a table.
+    #[arg(long)]
+    json: bool,
+    /// Measure once in this process; used by the command itself.
+    #[arg(long, hide = true)]
+    once: bool,
+}
+
+/// One case, measured once.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+struct Measured {
+    case: String,
+    prefill_tokens_per_second: f64,
+    decode_tokens_per_second: f64,
+    /// Of the weights as they are held, and the process's peak after loading; both 0 where nobody counts them.
+    held_mebibytes: f64,
+    loaded_mebibytes: f64,
+}
+
+/// Measures every case and prints medians and ratios.
+pub fn model(args: &ModelArgs) -> Result<()> {
+    if args.prompt == 0 || args.batch == 0 || args.decode == 0 || args.rounds == 0 || args.dtypes.is_empty() {
+        bail!("--prompt, --batch, --decode and --rounds must be at least 1, and --dtypes name at least one");
+    }
+    if args.once {
+        println!("{}", serde_json::to_string(&measure(args)?)?);
+        return Ok(());
+    }
+    let scratch = tempdir()?;
+    let directory = match &args.model {
+        Some(directory) => directory.clone(),
+        None => {
+            eprintln!("writing a random model to {}", scratch.0.display());
+            random_model::write_llama(&scratch.0, 1)?;
+            scratch.0.clone()
+        }
+    };
+    let mut rounds: Vec<Vec<Measured>> = Vec::new();
+    for round in 1..=args.rounds {
+        eprintln!("round {round} of {}", args.rounds);
+        let mut cases = Vec::new();
+        if let Some(python) = &args.python {
+            cases.push(in_python(python, &directory, args)?);
+        }
+        for dtype in &args.dtypes {
+            cases.push(in_own_process(*dtype, &directory, args)?);
+        }
+        rounds.push(cases);
+    }
+    let medians: Vec<Measured> = (0..rounds[0].len()).map(|case| median(&rounds, case)).collect();
+    if args.json {
+        for case in &medians {
+            println!("{}", serde_json::to_string(case)?);
+        }
+    } else {
+        print_table(&medians);
+    }
+    Ok(())
+}
+
+fn median(rounds: &[Vec<Measured>], case: usize) -> Measured {
+    let middle = |value: fn(&Measured) -> f64| {
+        let mut values: Vec<f64> = rounds.iter().map(|cases| value(&cases[case])).collect();
+        values.sort_by(f64::total_cmp);
+        values[values.len() / 2]
+    };
+    Measured {
+        case: rounds[0][case].case.clone(),
+        prefill_tokens_per_second: middle(|case| case.prefill_tokens_per_second),
+        decode_tokens_per_second: middle(|case| case.decode_tokens_per_second),
+        held_mebibytes: middle(|case| case.held_mebibytes),
+        loaded_mebibytes: middle(|case| case.loaded_mebibytes),
+    }
+}
+
+fn print_table(cases: &[Measured]) {
+    println!(
+        "{:<18} {:>14} {:>14} {:>9} {:>11}   ratios to {}",
+        "case", "prefill tok/s", "decode tok/s", "held MiB", "loaded MiB", cases[0].case
+    );
+    for case in cases {
+        let Measured { case: name, prefill_tokens_per_second: prefill, decode_tokens_per_second: decode, .. } = case;
+        let memory = |mebibytes: f64| if mebibytes > 0.0 { format!("{mebibytes:.0}") } else { "-".to_owned() };
+        println!(
+            "{name:<18} {prefill:>14.0} {decode:>14.1} {:>9} {:>11}   prefill {:.2}, decode {:.2}",
+            memory(case.held_mebibytes),
+            memory(case.loaded_mebibytes),
+            prefill / cases[0].prefill_tokens_per_second,
+            decode / cases[0].decode_tokens_per_second,
+        );
+    }
+}
+
+fn in_own_process(dtype: Precision, directory: &Path, args: &ModelArgs) -> Result<Measured> {
+    let mut command = Command::new(std::env::current_exe()?);
+    command.args(["--log", "warn", "bench", "model", "--once", "--device", &args.device, "--model"]).arg(directory);
+    command.args(["--dtypes", dtype.name()]).args(sizes(args));
+    said(command, dtype.name())
+}
+
+fn in_python(python: &Path, directory: &Path, args: &ModelArgs) -> Result<Measured> {
+    let mut command = Command::new(python);
+    command.args(["-c", REFERENCE]).arg(directory).args(sizes(args));
+    command.args(["--device", &args.device, "--threads", &rayon::current_num_threads().to_string()]);
+    said(command, &python.display().to_string())
+}
+
+fn sizes(args: &ModelArgs) -> Vec<String> {
+    [("--prompt", args.prompt), ("--batch", args.batch), ("--decode", args.decode)]
+        .into_iter()
+        .flat_map(|(flag, value)| [flag.to_owned(), value.to_string()])
+        .collect()
+}
+
+/// The last line that a case's process prints.
+fn said(mut command: Command, name: &str) -> Result<Measured> {
+    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{name} cannot be started"))?;
+    if !output.status.success() {
+        bail!("measuring {name} ended with {}", output.status);
+    }
+    let text = String::from_utf8_lossy(&output.stdout);
+    let line = text.lines().last().with_context(|| format!("{name} printed no figures"))?;
+    serde_json::from_str(line).with_context(|| format!("{name} printed {line:?}"))
+}
+
+fn measure(args: &ModelArgs) -> Result<Measured> {
+    let directory = args.model.as_deref().context("--once needs --model")?;
+    let before = peak_mebibytes().unwrap_or_default();
+    let device = model::open_device(&args.device)?;
+    let loaded = model::load(directory, args.dtypes[0], &device)?;
+    let loaded_mebibytes = peak_mebibytes().map_or(0.0, |peak| peak - before);
+    let held_mebibytes = loaded.held.bytes() as f64 / f64::from(1 << 20);
+    let mut generator = match loaded.generator {
+        Some(parts) => parts.generator,
+        None => bail!("{}: {} writes nothing; name a model that generates", directory.display(), loaded.architecture),
+    };
+    let mut batch = Batch::new(generator.as_mut(), args)?;
+    // The first steps pay for pages and threads.
+    batch.prefill(generator.as_mut(), 0)?;
+    let started = Instant::now();
+    for sequence in 0..args.batch {
+        batch.prefill(generator.as_mut(), sequence)?;
+    }
+    let prefill = started.elapsed().as_secs_f64();
+    batch.decode(generator.as_mut(), 0)?;
+    let started = Instant::now();
+    for step in 1..=args.decode {
+        batch.decode(generator.as_mut(), step)?;
+    }
+    let decode = started.elapsed().as_secs_f64();
+    Ok(Measured {
+        case: args.dtypes[0].name().to_owned(),
+        prefill_tokens_per_second: (args.batch * args.prompt) as f64 / prefill,
+        decode_tokens_per_second: (args.batch * args.decode) as f64 / decode,
+        held_mebibytes,
+        loaded_mebibytes,
+    })
+}
+
+/// Sequences of equal length and the token that each goes on with.
+struct Batch {
+    prompts: Vec<Vec<u32>>,
+    next: Vec<u32>,
+    tables: Vec<Vec<BlockId>>,
+    cache: KvStore,
+    vocabulary: usize,
+}
+
+impl Batch {
+    fn new(generator: &mut dyn Generator, args: &ModelArgs) -> Result<Self> {
+        let vocabulary = generator.shape().vocabulary;
+        let blocks = (args.prompt + args.decode + 1).div_ceil(BLOCK);
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let prompts = (0..args.batch)
+            .map(|_| (0..args.prompt).map(|_| random.random_range(3..vocabulary as u32)).collect())
+            .collect();
+        let table =
+            |sequence: usize| (sequence * blocks..(sequence + 1) * blocks).map(|id| BlockId(id as u32)).collect();
+        Ok(Self {
+            prompts,
+            next: vec![0; args.batch],
+            tables: (0..args.batch).map(table).collect(),
+            cache: generator.cache(blocks * args.batch)?,
+            vocabulary,
+        })
+    }
+
+    fn prefill(&mut self, generator: &mut dyn Generator, sequence: usize) -> Result<()> {
+        let tokens = &self.prompts[sequence];
+        let positions: Vec<[u32; 3]> = (0..tokens.len() as u32).map(|position| [position; 3]).collect();
+        let step = Step {
+            tokens,
+            positions: &positions,
+            sequences: &[SequenceStep { new: tokens.len(), past: 0, blocks: &self.tables[sequence] }],
+            splices: &[],
+            logits: &[tokens.len() - 1],
+            hidden: &[],
+        };
+        let output = generator.step(&step, &mut self.cache, &mut Trace::off())?;
+        self.next[sequence] = highest(&output.logits);
+        Ok(())
+    }
+
+    fn decode(&mut self, generator: &mut dyn Generator, step: usize) -> Result<()> {
+        let past = self.prompts[0].len() + step;
+        let positions = vec![[past as u32; 3]; self.next.len()];
+        let sequences: Vec<SequenceStep<'_>> =
+            self.tables.iter().map(|blocks| SequenceStep { new: 1, past, blocks }).collect();
+        let rows: Vec<usize> = (0..self.next.len()).collect();
+        let step = Step {
+            tokens: &self.next,
+            positions: &positions,
+            sequences: &sequences,
+            splices: &[],
+            logits: &rows,
+            hidden: &[],
+        };
+        let output = generator.step(&step, &mut self.cache, &mut Trace::off())?;
+        self.next = output.logits.chunks(self.vocabulary).map(highest).collect();
+        Ok(())
+    }
+}
+
+fn highest(logits: &[f32]) -> u32 {
+    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32)
+}
+
+/// A folder that is gone when the measurement is over.
+struct Scratch(PathBuf);
+
+fn tempdir() -> Result<Scratch> {
+    let path = std::env::temp_dir().join(format!("assay-bench-model-{}", std::process::id()));
+    std::fs::create_dir_all(&path)?;
+    Ok(Scratch(path))
+}
+
+impl Drop for Scratch {
+    fn drop(&mut self) {
+        // What is left in the temporary folder does no harm.
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
