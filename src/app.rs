@@ -11,8 +11,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, SourceKind};
 use crate::domain::Blame;
-use crate::engine::{Engine, Inference};
-use crate::job::{JobCatalog, JobSpec, rejections_schema, results_schema};
+use crate::engine::{Engine, Inference, ModelDescription};
+use crate::job::{EmbeddingInput, JobCatalog, JobSpec, rejections_schema, results_schema};
 use crate::media::{MediaStore, RemoteMedia};
 use crate::metrics::Metrics;
 use crate::pipeline::{self, Mode, Parts, Progress, Snapshot};
@@ -105,16 +105,36 @@ async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metr
         .map(|(name, model)| (name.clone(), model.clone()))
         .collect();
     for job in jobs {
-        if job.annotate.is_some() {
-            bail!("{}", job.problem("annotate", "this build has no generator; only [[embeddings]] can be computed"));
-        }
         if let Some(missing) = job.models().iter().find(|model| !models.contains_key(&***model)) {
             bail!("job {} needs model {missing:?}; list it in the configuration under [models.{missing}]", job.name);
         }
     }
     let (options, metrics) = (config.engine.clone(), metrics.clone());
     let engine = tokio::task::spawn_blocking(move || Engine::start(&options, &models, metrics)).await??;
+    for job in jobs {
+        check_abilities(job, engine.models())?;
+    }
     Ok(engine)
+}
+
+/// Refuses a job that asks a model for what it cannot do.
+fn check_abilities(job: &JobSpec, models: &[ModelDescription]) -> Result<()> {
+    let find = |name: &str| models.iter().find(|model| model.name == name);
+    if let Some(model) = job.annotate.as_ref().and_then(|annotate| find(&annotate.model)).filter(|model| !model.generates) {
+        let message = format!("is {:?}, a {} that writes no texts; name a model that generates", model.name, model.architecture);
+        bail!("{}", job.problem("annotate.model", message));
+    }
+    for (index, embedding) in job.embeddings.iter().enumerate() {
+        let own = matches!(embedding.input, EmbeddingInput::Prompt(_));
+        if let Some(model) = find(&embedding.model).filter(|model| !own && !model.embeds) {
+            let message = format!(
+                "is {:?}, a {} that embeds only the prompts it answers; write input = \"prompt\", or name an encoder",
+                model.name, model.architecture
+            );
+            bail!("{}", job.problem(&format!("embeddings[{index}].model"), message));
+        }
+    }
+    Ok(())
 }
 
 /// The parts of one job's pipeline; its tables are created when they do not exist.

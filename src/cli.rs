@@ -182,6 +182,8 @@ enum BenchVerb {
     Pipeline(bench::PipelineArgs),
     /// Prefill and decode of a generator by itself, in each number format.
     Model(bench::ModelArgs),
+    /// Structured answers through the engine, whole and with its parts switched off.
+    Engine(bench::EngineArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -265,6 +267,7 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
         Verb::Model { what: ModelVerb::Try(args) } => blocking(move || tryout::run(&args)).await,
         Verb::Bench { what: BenchVerb::Pipeline(args) } => bench::pipeline(args).await,
         Verb::Bench { what: BenchVerb::Model(args) } => blocking(move || bench::model(&args)).await,
+        Verb::Bench { what: BenchVerb::Engine(args) } => blocking(move || bench::engine(&args)).await,
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
             Ok(())

@@ -3,7 +3,7 @@
 //! Names end in `_total`, `_seconds` or `_bytes`. No asset id, URL or offset is ever a label.
 
 use prometheus::{
-    Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
+    CounterVec, Encoder, Gauge, GaugeVec, Histogram, HistogramOpts, HistogramVec, IntCounter, IntCounterVec, IntGauge, IntGaugeVec,
     Opts, Registry, TextEncoder,
 };
 
@@ -47,8 +47,32 @@ pub struct Metrics {
     pub batch_tokens: Histogram,
     /// Requests waiting for the device.
     pub waiting_requests: IntGauge,
+    /// Time of one step of a generator by what it computed. Labels: model, kind (prefill, decode, mixed).
+    pub engine_step_seconds: HistogramVec,
+    /// Device time of vision towers. Labels: model.
+    pub vision_seconds_total: CounterVec,
+    /// Time that steps waited for masks of output schemas. Labels: model.
+    pub mask_seconds_total: CounterVec,
+    /// Answers that are being written. Labels: model.
+    pub running_sequences: IntGaugeVec,
+    /// Answers that wait for room. Labels: model.
+    pub waiting_sequences: IntGaugeVec,
+    /// Blocks of the key-value cache. Labels: model, state (used, free).
+    pub kv_blocks: IntGaugeVec,
+    /// Prompt tokens at admission by whether their keys and values were there already. Labels: model, result (hit, miss).
+    pub prefix_cache_tokens_total: IntCounterVec,
+    /// Pictures by whether their features were there already. Labels: model, result (hit, miss).
+    pub vision_cache_total: IntCounterVec,
+    /// Answers that were set back because the cache was full. Labels: model.
+    pub preemptions_total: IntCounterVec,
+    /// Tokens of prompts that were computed. Labels: model.
+    pub prompt_tokens_total: IntCounterVec,
+    /// Tokens of answers. Labels: model, kind (sampled, forced).
+    pub generated_tokens_total: IntCounterVec,
+    /// Answers by why they ended. Labels: model, reason (stop, length, deadline, failed, cancelled).
+    pub finished_sequences_total: IntCounterVec,
     /// Device time. Labels: model.
-    pub device_seconds_total: prometheus::CounterVec,
+    pub device_seconds_total: CounterVec,
     /// 1 while the device thread lives.
     pub device_alive: Gauge,
 }
@@ -117,10 +141,51 @@ impl Metrics {
                 IntGauge::new("assay_waiting_requests", "Requests waiting for the device.")
                     .expect("static name is valid"),
             ),
-            device_seconds_total: register.add(
-                prometheus::CounterVec::new(Opts::new("assay_device_seconds_total", "Device time."), &["model"])
-                    .expect("static name and labels are valid"),
+            engine_step_seconds: register.histograms(
+                "assay_engine_step_seconds",
+                "Time of one step of a generator.",
+                &["model", "kind"],
             ),
+            vision_seconds_total: register.seconds("assay_vision_seconds_total", "Device time of vision towers."),
+            mask_seconds_total: register.seconds("assay_mask_seconds_total", "Time that steps waited for masks."),
+            running_sequences: register.gauges(
+                "assay_running_sequences",
+                "Answers that are being written.",
+                &["model"],
+            ),
+            waiting_sequences: register.gauges("assay_waiting_sequences", "Answers that wait for room.", &["model"]),
+            kv_blocks: register.gauges("assay_kv_blocks", "Blocks of the key-value cache.", &["model", "state"]),
+            prefix_cache_tokens_total: register.counters(
+                "assay_prefix_cache_tokens_total",
+                "Prompt tokens at admission.",
+                &["model", "result"],
+            ),
+            vision_cache_total: register.counters(
+                "assay_vision_cache_total",
+                "Pictures shown to generators.",
+                &["model", "result"],
+            ),
+            preemptions_total: register.counters(
+                "assay_preemptions_total",
+                "Answers set back because the cache was full.",
+                &["model"],
+            ),
+            prompt_tokens_total: register.counters(
+                "assay_prompt_tokens_total",
+                "Prompt tokens computed by generators.",
+                &["model"],
+            ),
+            generated_tokens_total: register.counters(
+                "assay_generated_tokens_total",
+                "Tokens of answers.",
+                &["model", "kind"],
+            ),
+            finished_sequences_total: register.counters(
+                "assay_finished_sequences_total",
+                "Answers by why they ended.",
+                &["model", "reason"],
+            ),
+            device_seconds_total: register.seconds("assay_device_seconds_total", "Device time."),
             device_alive: register.add(
                 Gauge::new("assay_device_alive", "1 while the device thread lives.").expect("static name is valid"),
             ),
@@ -164,6 +229,11 @@ impl Registrar<'_> {
 
     fn counters(&self, name: &str, help: &str, labels: &[&str]) -> IntCounterVec {
         self.add(IntCounterVec::new(Opts::new(name, help), labels).expect("static name and labels are valid"))
+    }
+
+    /// A counter of seconds for each model.
+    fn seconds(&self, name: &str, help: &str) -> CounterVec {
+        self.add(CounterVec::new(Opts::new(name, help), &["model"]).expect("static name and labels are valid"))
     }
 
     fn gauges(&self, name: &str, help: &str, labels: &[&str]) -> IntGaugeVec {

@@ -3,7 +3,7 @@
 //! Every case runs in a process of its own, in turns, so that memory is its own and a slow moment of the machine hits all.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -13,7 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::memory::peak_mebibytes;
-use super::random_model;
+use super::process::{Scratch, median_by, said};
+use super::random_model::RandomModel;
 use crate::kv::{BLOCK, BlockId, KvStore};
 use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
 
@@ -75,13 +76,13 @@ pub fn model(args: &ModelArgs) -> Result<()> {
         println!("{}", serde_json::to_string(&measure(args)?)?);
         return Ok(());
     }
-    let scratch = tempdir()?;
+    let scratch = Scratch::new("model")?;
     let directory = match &args.model {
         Some(directory) => directory.clone(),
         None => {
-            eprintln!("writing a random model to {}", scratch.0.display());
-            random_model::write_llama(&scratch.0, 1)?;
-            scratch.0.clone()
+            eprintln!("writing a random model to {}", scratch.path().display());
+            RandomModel::Llama3.write(scratch.path(), 1, false)?;
+            scratch.path().to_owned()
         }
     };
     let mut rounds: Vec<Vec<Measured>> = Vec::new();
@@ -108,11 +109,7 @@ pub fn model(args: &ModelArgs) -> Result<()> {
 }
 
 fn median(rounds: &[Vec<Measured>], case: usize) -> Measured {
-    let middle = |value: fn(&Measured) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(|cases| value(&cases[case])).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let middle = |value: fn(&Measured) -> f64| median_by(rounds.iter().map(|cases| value(&cases[case])));
     Measured {
         case: rounds[0][case].case.clone(),
         prefill_tokens_per_second: middle(|case| case.prefill_tokens_per_second),
@@ -159,17 +156,6 @@ fn sizes(args: &ModelArgs) -> Vec<String> {
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value.to_string()])
         .collect()
-}
-
-/// The last line that a case's process prints.
-fn said(mut command: Command, name: &str) -> Result<Measured> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{name} cannot be started"))?;
-    if !output.status.success() {
-        bail!("measuring {name} ended with {}", output.status);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().last().with_context(|| format!("{name} printed no figures"))?;
-    serde_json::from_str(line).with_context(|| format!("{name} printed {line:?}"))
 }
 
 fn measure(args: &ModelArgs) -> Result<Measured> {
@@ -272,20 +258,4 @@ impl Batch {
 
 fn highest(logits: &[f32]) -> u32 {
     logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32)
-}
-
-/// A folder that is gone when the measurement is over.
-struct Scratch(PathBuf);
-
-fn tempdir() -> Result<Scratch> {
-    let path = std::env::temp_dir().join(format!("assay-bench-model-{}", std::process::id()));
-    std::fs::create_dir_all(&path)?;
-    Ok(Scratch(path))
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What is left in the temporary folder does no harm.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
