@@ -6,6 +6,9 @@ mod device_loop;
 mod handle;
 mod instant;
 mod options;
+mod prefix_claims;
+mod scheduler;
+mod sequence;
 
 pub use api::{Answer, Image, Inference, InferenceError, ModelDescription, Prepared, Request, Task};
 pub use handle::Engine;
