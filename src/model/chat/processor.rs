@@ -13,20 +13,30 @@ use minijinja::value::Value;
 use super::eyes::{Expansion, Eyes, picture_hash};
 use super::template::{ChatTemplate, TemplateMessage};
 use super::vocabulary::Vocabulary;
-use crate::model::api::{ChatProcessor, Message, ModelError, Part, Picture, Prompt, PromptImage, Role, VisionInput};
+use crate::model::api::{
+    ChatProcessor, Message, ModelError, Part, Picture, Prompt, PromptImage, Role, TokenTable, VisionInput,
+};
 
 /// Template, vocabulary and eyes of one model.
 pub struct ChatTokenizer {
     directory: PathBuf,
     template: Option<ChatTemplate>,
     vocabulary: Vocabulary,
+    /// Ids that end an answer.
+    end_tokens: Vec<u32>,
     eyes: Option<Box<dyn Eyes>>,
 }
 
 impl ChatTokenizer {
-    /// Reads the template of `directory`.
-    pub fn new(directory: &Path, vocabulary: Vocabulary, eyes: Option<Box<dyn Eyes>>) -> Result<Self, ModelError> {
-        Ok(Self { directory: directory.to_owned(), template: ChatTemplate::load(directory)?, vocabulary, eyes })
+    /// Reads the template of `directory`. `end_tokens` are the ids that end an answer.
+    pub fn new(
+        directory: &Path,
+        vocabulary: Vocabulary,
+        end_tokens: &[u32],
+        eyes: Option<Box<dyn Eyes>>,
+    ) -> Result<Self, ModelError> {
+        let (template, end_tokens) = (ChatTemplate::load(directory)?, end_tokens.to_vec());
+        Ok(Self { directory: directory.to_owned(), template, vocabulary, end_tokens, eyes })
     }
 
     /// The chat as the template renders it, and what its marks stand for.
@@ -163,5 +173,13 @@ impl ChatProcessor for ChatTokenizer {
 
     fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.vocabulary.decode(ids)
+    }
+
+    fn vocabulary(&self) -> Result<TokenTable, ModelError> {
+        Ok(TokenTable { tokens: self.vocabulary.spellings()?, end_tokens: self.end_tokens.clone() })
+    }
+
+    fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.vocabulary.plain(text)
     }
 }

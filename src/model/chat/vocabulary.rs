@@ -9,7 +9,8 @@ use std::path::{Path, PathBuf};
 use serde_json::Value;
 use tokenizers::Tokenizer;
 
-use crate::model::api::ModelError;
+use super::spelling::spellings;
+use crate::model::api::{ModelError, TokenSpelling};
 use crate::model::tokenizer::TOKENIZER;
 
 /// The tokenizer.json of a model directory.
@@ -116,6 +117,17 @@ impl Vocabulary {
     /// The text of ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.full.decode(ids, true).map_err(|error| refused(&error))
+    }
+
+    /// What each id spells, of as many as the model has embeddings.
+    pub fn spellings(&self) -> Result<Vec<TokenSpelling>, ModelError> {
+        spellings(&self.full, self.size).map_err(|detail| ModelError::malformed(&self.file, detail))
+    }
+
+    /// The ids of a text in which nothing is special.
+    pub fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.plain.encode_fast(text, false).map_err(|error| refused(&error))?;
+        self.known(encoding.get_ids().to_vec())
     }
 
     fn known(&self, ids: Vec<u32>) -> Result<Vec<u32>, ModelError> {
