@@ -87,17 +87,14 @@ pub struct Sampler {
 struct Candidate {
     logit: f32,
     token: u32,
+    /// Probability as a multiple of the likeliest one's, once it is known.
+    weight: f32,
 }
 
 impl Candidate {
     /// The likelier first; of equals the lower token.
     fn before(&self, other: &Self) -> Ordering {
         other.logit.total_cmp(&self.logit).then(self.token.cmp(&other.token))
-    }
-
-    /// Probability as a multiple of the likeliest one's.
-    fn weight(&self, highest: f32, temperature: f32) -> f64 {
-        f64::from((self.logit - highest) / temperature).exp()
     }
 }
 
@@ -131,24 +128,23 @@ impl Sampler {
         let Sampling { temperature, top_p, top_k, min_p, .. } = self.sampling;
         let all = &mut self.candidates;
         all.clear();
-        let candidate = |token: u32| Some(Candidate { logit: *logits.get(token as usize)?, token });
-        let possible = |candidate: &Candidate| candidate.logit > f32::NEG_INFINITY;
+        let candidate = |token: u32| Some(Candidate { logit: *logits.get(token as usize)?, token, weight: 0.0 });
         match mask {
-            Some(mask) => all.extend(mask.ids().filter_map(candidate).filter(possible)),
-            None => all.extend((0..logits.len() as u32).filter_map(candidate).filter(possible)),
+            Some(mask) => all.extend(mask.ids().filter_map(candidate)),
+            None => all.extend((0..logits.len() as u32).filter_map(candidate)),
         }
         if top_k > 0 && top_k < all.len() {
             all.select_nth_unstable_by(top_k - 1, Candidate::before);
             all.truncate(top_k);
         }
+        all.iter_mut().for_each(|candidate| candidate.weight = ((candidate.logit - highest) / temperature).exp());
         if top_p < 1.0 {
-            keep_likeliest(all, f64::from(top_p), |candidate| candidate.weight(highest, temperature));
+            keep_likeliest(all, f64::from(top_p));
         }
-        all.retain(|candidate| candidate.weight(highest, temperature) >= f64::from(min_p));
-        let total: f64 = all.iter().map(|candidate| candidate.weight(highest, temperature)).sum();
-        let mut left = self.random.random::<f64>() * total;
+        all.retain(|candidate| candidate.weight >= min_p && candidate.weight > 0.0);
+        let mut left = self.random.random::<f64>() * total(all);
         for candidate in all.iter() {
-            left -= candidate.weight(highest, temperature);
+            left -= f64::from(candidate.weight);
             if left < 0.0 {
                 return candidate.token;
             }
@@ -158,13 +154,17 @@ impl Sampler {
     }
 }
 
+fn total(candidates: &[Candidate]) -> f64 {
+    candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
+}
+
 /// The first of the highest allowed logits.
 fn likeliest(logits: &[f32], mask: Option<&TokenMask>) -> Result<Candidate, NotFinite> {
-    let mut best = Candidate { logit: f32::NEG_INFINITY, token: 0 };
+    let mut best = Candidate { logit: f32::NEG_INFINITY, token: 0, weight: 1.0 };
     let mut broken = None;
     let mut see = |token: usize, logit: f32| {
         if logit > best.logit {
-            best = Candidate { logit, token: token as u32 };
+            best = Candidate { logit, token: token as u32, weight: 1.0 };
         } else if logit.is_nan() {
             broken = Some(token);
         }
@@ -198,8 +198,8 @@ fn penalise(target: &mut Vec<f32>, logits: &[f32], history: &[u32], penalty: f32
 }
 
 /// Keeps the fewest likeliest candidates that together have `share` of the weight. Sorts no more than it keeps, nearly.
-fn keep_likeliest(all: &mut Vec<Candidate>, share: f64, weight: impl Fn(&Candidate) -> f64) {
-    let wanted = share * all.iter().map(&weight).sum::<f64>();
+fn keep_likeliest(all: &mut Vec<Candidate>, share: f64) {
+    let wanted = share * total(all);
     let mut look = FIRST_LOOK;
     loop {
         let looked_at = look.min(all.len());
@@ -209,7 +209,7 @@ fn keep_likeliest(all: &mut Vec<Candidate>, share: f64, weight: impl Fn(&Candida
         all[..looked_at].sort_unstable_by(Candidate::before);
         let mut sum = 0.0;
         let reached = all[..looked_at].iter().position(|candidate| {
-            sum += weight(candidate);
+            sum += f64::from(candidate.weight);
             sum >= wanted
         });
         match reached {
@@ -347,16 +347,14 @@ mod tests {
             logits in prop::collection::vec(-3.0_f32..3.0, 1..1500),
             share in 0.01_f64..0.999,
         ) {
-            let weight = |candidate: &Candidate| f64::from(candidate.logit).exp();
-            let mut sorted: Vec<_> =
-                logits.iter().zip(0..).map(|(logit, token)| Candidate { logit: *logit, token }).collect();
+            let candidate = |(logit, token): (&f32, u32)| Candidate { logit: *logit, token, weight: logit.exp() };
+            let mut sorted: Vec<_> = logits.iter().zip(0..).map(candidate).collect();
             let mut kept = sorted.clone();
             sorted.sort_by(Candidate::before);
-            let total: f64 = logits.iter().map(|logit| f64::from(*logit).exp()).sum();
-            keep_likeliest(&mut kept, share, weight);
-            let sum: f64 = kept.iter().map(weight).sum();
-            let last = weight(kept.last().unwrap());
-            prop_assert!(sum >= share * total - 1e-6 && sum - last <= share * total + 1e-6);
+            keep_likeliest(&mut kept, share);
+            let (sum, wanted) = (total(&kept), share * total(&sorted));
+            let last = f64::from(kept.last().unwrap().weight);
+            prop_assert!(sum >= wanted - 1e-6 && sum - last <= wanted + 1e-6);
             let tokens = |list: &[Candidate]| list.iter().map(|candidate| candidate.token).collect::<Vec<_>>();
             prop_assert_eq!(tokens(&kept), tokens(&sorted[..kept.len()]));
         }

@@ -425,6 +425,25 @@ fn a_refused_schema_says_where_and_what_to_do() {
 }
 
 #[test]
+fn odd_choices_can_be_written() {
+    let odd = ["", "\u{0}\u{7}\u{1f}", "\u{7f}", "a\\b\"c/", "\u{2028}\u{fffd}", "\u{1f375}é", "tab\tnew\nline", " "];
+    for speaker in SPEAKERS.iter() {
+        for choice in odd {
+            let list = [choice.to_owned()];
+            let place = json!({ "type": "string", "x-assay-choices": "names" });
+            let schema = json!({ "type": "object", "properties": { "name": place }, "required": ["name"] });
+            let filled = with_choices(&schema, &|_| &list).unwrap();
+            let grammar = speaker.grammars.grammar(&filled).unwrap();
+            for spare in [0, 100] {
+                let (text, _) = answer(speaker, &grammar, grammar.least_budget() + spare, (Will::Odd, 5));
+                let value: Value = serde_json::from_str(&text).unwrap();
+                assert_eq!(value["name"], choice, "{}", speaker.name);
+            }
+        }
+    }
+}
+
+#[test]
 fn schemas_of_annotations_pass_the_check() {
     for schema in schemas() {
         check_schema(&schema).unwrap_or_else(|refusal| panic!("{refusal}"));
