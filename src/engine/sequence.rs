@@ -85,6 +85,7 @@ impl Sequence {
         &self.tokens
     }
 
+    #[cfg(test)]
     pub fn prompt_len(&self) -> usize {
         self.prompt_len
     }

@@ -80,7 +80,7 @@ fn generation(model: &str, prompt: &str) -> Generation {
         prompt: prompt.to_owned(),
         output: Some(OutputSchema { schema: schema(), choices: choices(&["Home > Mugs", "Home > Vases", "Toys"]) }),
         sampling: Sampling::default(),
-        max_tokens: 40,
+        max_tokens: 60,
         deadline: None,
         pooling: Some(Pooling::Last),
     }

@@ -17,8 +17,8 @@ mod spelled;
 #[cfg(test)]
 mod tests;
 
-pub use choices::{CHOICES, with_choices};
+pub use choices::with_choices;
 pub use error::GrammarError;
-pub use grammars::{Grammar, Grammars, check_schema};
+pub use grammars::{Grammars, check_schema};
 pub use mask::TokenMask;
 pub use matcher::{AnswerMatcher, FinishReason};
