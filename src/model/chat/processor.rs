@@ -29,6 +29,11 @@ impl ChatTokenizer {
         Ok(Self { directory: directory.to_owned(), template: ChatTemplate::load(directory)?, vocabulary, eyes })
     }
 
+    /// With a template that is no file of its own; without pictures.
+    pub fn with_template(directory: &Path, template: Option<ChatTemplate>, vocabulary: Vocabulary) -> Self {
+        Self { directory: directory.to_owned(), template, vocabulary, eyes: None }
+    }
+
     /// The chat as the template renders it, and what its marks stand for.
     pub fn rendered(&self, messages: &[Message<'_>]) -> Result<(String, HashMap<char, String>), ModelError> {
         let template = self.template.as_ref().ok_or_else(|| {
