@@ -15,6 +15,7 @@ mod fingerprint;
 #[cfg(test)]
 mod fixture;
 mod gguf;
+mod hub;
 mod image;
 mod image_processor;
 #[cfg(test)]
@@ -47,6 +48,7 @@ pub use chat::TextStream;
 pub use device::open_device;
 pub use drift::{Drift, Observed, observe};
 pub use family::{EncoderParts, GeneratorParts};
+pub use hub::{HubAddress, HubError, HubOptions, locate};
 pub use registry::{Loaded, Outline, is_model, load, outline};
 pub use trace::Trace;
 pub use weights::{Held, HeldTensor, Precision};
