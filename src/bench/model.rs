@@ -14,6 +14,8 @@ use serde::{Deserialize, Serialize};
 
 use super::memory::peak_mebibytes;
 use super::random_model;
+use super::scratch::Scratch;
+use crate::config::hub_options;
 use crate::kv::{BLOCK, BlockId, KvStore};
 use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
 
@@ -23,8 +25,8 @@ const REFERENCE: &str = include_str!("reference.py");
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A model directory; without it a random Llama 3 of 128 million parameters.
-    #[arg(long, value_name = "DIR")]
+    /// A model directory, a GGUF file, or hf://org/name[@revision]; without it a random Llama 3 of 128 million parameters.
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Number formats to compare.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4k")]
@@ -75,13 +77,13 @@ pub fn model(args: &ModelArgs) -> Result<()> {
         println!("{}", serde_json::to_string(&measure(args)?)?);
         return Ok(());
     }
-    let scratch = tempdir()?;
+    let scratch = Scratch::new("bench-model")?;
     let directory = match &args.model {
-        Some(directory) => directory.clone(),
+        Some(location) => model::locate(location, &hub_options())?,
         None => {
-            eprintln!("writing a random model to {}", scratch.0.display());
-            random_model::write_llama(&scratch.0, 1)?;
-            scratch.0.clone()
+            eprintln!("writing a random model to {}", scratch.path().display());
+            random_model::write_llama(scratch.path(), 1)?;
+            scratch.path().to_owned()
         }
     };
     let mut rounds: Vec<Vec<Measured>> = Vec::new();
@@ -272,20 +274,4 @@ impl Batch {
 
 fn highest(logits: &[f32]) -> u32 {
     logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32)
-}
-
-/// A folder that is gone when the measurement is over.
-struct Scratch(PathBuf);
-
-fn tempdir() -> Result<Scratch> {
-    let path = std::env::temp_dir().join(format!("assay-bench-model-{}", std::process::id()));
-    std::fs::create_dir_all(&path)?;
-    Ok(Scratch(path))
-}
-
-impl Drop for Scratch {
-    fn drop(&mut self) {
-        // What is left in the temporary folder does no harm.
-        let _ = std::fs::remove_dir_all(&self.0);
-    }
 }
