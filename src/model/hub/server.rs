@@ -24,6 +24,8 @@ pub enum Trouble {
     IgnoresRanges,
     /// This file is listed and not there.
     Lacks(String),
+    /// Files are in another place, as large ones are.
+    Elsewhere,
 }
 
 /// Serves one folder as `org/name` until it is dropped.
@@ -119,7 +121,19 @@ impl Shared {
                 body.len()
             );
         }
+        if let Some(file) = path.strip_prefix("/elsewhere/") {
+            return self.send(stream, &self.files[file], &range);
+        }
         let file = path.strip_prefix(&format!("/org/name/resolve/{COMMIT}/")).unwrap_or_default();
+        if let (Trouble::Elsewhere, Some(content)) = (&self.trouble, self.files.get(file)) {
+            return write!(
+                stream,
+                "HTTP/1.1 302 Found\r\nLocation: http://{}/elsewhere/{file}\r\nX-Linked-Etag: \"{}\"\r\n\
+                 X-Repo-Commit: {COMMIT}\r\nETag: \"other\"\r\nContent-Length: 0\r\nConnection: close\r\n\r\n",
+                stream.local_addr()?,
+                etag(content)
+            );
+        }
         let is_gone = matches!(&self.trouble, Trouble::Lacks(gone) if gone == file);
         match self.files.get(file).filter(|_| !is_gone) {
             Some(content) => self.send(stream, content, &range),
