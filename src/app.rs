@@ -2,6 +2,7 @@
 //!
 //! Everything is put together here and nowhere else; rooms below never build each other.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -9,12 +10,13 @@ use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
 use tokio_util::sync::CancellationToken;
 
-use crate::config::{Config, SourceKind};
+use crate::config::{Config, SourceKind, hub_options};
 use crate::domain::Blame;
-use crate::engine::{Engine, Inference, ModelDescription};
+use crate::engine::{Engine, Inference, ModelDescription, ModelOptions};
 use crate::job::{EmbeddingInput, JobCatalog, JobSpec, rejections_schema, results_schema};
 use crate::media::{MediaStore, RemoteMedia};
 use crate::metrics::Metrics;
+use crate::model;
 use crate::pipeline::{self, Mode, Parts, Progress, Snapshot};
 use crate::progress_line::ProgressLine;
 use crate::retry::Backoff;
@@ -98,7 +100,7 @@ async fn start_server(
 /// Loads the models that the jobs name.
 async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metrics>) -> Result<Engine> {
     let wanted = |name: &str| jobs.iter().any(|job| job.models().iter().any(|model| **model == *name));
-    let models: std::collections::BTreeMap<_, _> = config
+    let models: BTreeMap<_, _> = config
         .models
         .iter()
         .filter(|(name, _)| wanted(name))
@@ -110,11 +112,21 @@ async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metr
         }
     }
     let (options, metrics) = (config.engine.clone(), metrics.clone());
-    let engine = tokio::task::spawn_blocking(move || Engine::start(&options, &models, metrics)).await??;
+    let start = move || -> Result<Engine> { Ok(Engine::start(&options, &located(models)?, metrics)?) };
+    let engine = tokio::task::spawn_blocking(start).await??;
     for job in jobs {
         check_abilities(job, engine.models())?;
     }
     Ok(engine)
+}
+
+/// The same with every path on this machine. Blocking: fetches what is not there yet.
+fn located(mut models: BTreeMap<String, ModelOptions>) -> Result<BTreeMap<String, ModelOptions>> {
+    let hub = hub_options();
+    for (name, model) in &mut models {
+        model.path = model::locate(&model.path, &hub).with_context(|| format!("models.{name}"))?;
+    }
+    Ok(models)
 }
 
 /// Refuses a job that asks a model for what it cannot do.

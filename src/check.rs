@@ -10,6 +10,7 @@ use crate::config::{Config, SourceKind};
 use crate::domain::{ColumnType, TableSchema};
 use crate::engine::check_output_schema;
 use crate::job::{JobCatalog, JobSpec, Problem, did_you_mean, join_key, results_schema};
+use crate::model::{HubAddress, is_model};
 
 /// What was found in order.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -92,17 +93,21 @@ fn report(config: &Config, catalog: &JobCatalog) -> CheckReport {
 }
 
 fn model_folders(config: &Config) -> Vec<Problem> {
-    let missing = config.models.iter().filter(|(_, model)| !model.path.join("config.json").is_file());
-    missing
-        .map(|(name, model)| {
-            let key = join_key(&join_key("models", name), "path");
-            let message = format!(
-                "is {}, which holds no config.json; name the folder of a Hugging Face model",
+    let complaints = config.models.iter().filter_map(|(name, model)| {
+        let key = join_key(&join_key("models", name), "path");
+        let complaint = match HubAddress::read(&model.path) {
+            Err(error) => format!("is no place of the hub: {error}"),
+            // Whether it is there is for the hub to say, and a check needs no network.
+            Ok(Some(_)) => return None,
+            Ok(None) if is_model(&model.path) => return None,
+            Ok(None) => format!(
+                "is {}, which holds no config.json; name the folder of a Hugging Face model, a GGUF file or hf://org/name",
                 model.path.display()
-            );
-            config.problem(&key, message)
-        })
-        .collect()
+            ),
+        };
+        Some(config.problem(&key, complaint))
+    });
+    complaints.collect()
 }
 
 fn replay_files(config: &Config) -> Vec<Problem> {

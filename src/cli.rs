@@ -194,12 +194,15 @@ enum ModelVerb {
     /// Ask a model once and print its answer while it is written.
     #[command(after_help = "Example: assay model try models/llama --image mug.jpg --prompt \"What is this?\"")]
     Try(tryout::TryArgs),
+    /// Say how far each number format leads a model's answers away from f32.
+    #[command(after_help = "Example: assay model drift models/llama --dtypes bf16,q8_0 --prompts questions.txt")]
+    Drift(bench::DriftArgs),
 }
 
 #[derive(Debug, Args)]
 struct InspectArgs {
-    /// A model directory in Hugging Face layout.
-    #[arg(value_name = "DIR")]
+    /// A model directory in Hugging Face layout, a GGUF file, or hf://org/name[@revision].
+    #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// The number format to hold the weights in: f32, f16, bf16, q8_0 or q4k.
     #[arg(long, default_value = "f32")]
@@ -265,6 +268,7 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
         Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
         Verb::Model { what: ModelVerb::Inspect(args) } => blocking(move || inspect::run(&args.model, args.dtype)).await,
         Verb::Model { what: ModelVerb::Try(args) } => blocking(move || tryout::run(&args)).await,
+        Verb::Model { what: ModelVerb::Drift(args) } => blocking(move || bench::drift(&args)).await,
         Verb::Bench { what: BenchVerb::Pipeline(args) } => bench::pipeline(args).await,
         Verb::Bench { what: BenchVerb::Model(args) } => blocking(move || bench::model(&args)).await,
         Verb::Bench { what: BenchVerb::Engine(args) } => blocking(move || bench::engine(&args)).await,

@@ -4,6 +4,7 @@
 //! key means is for its room to say. Invariant: a [`Config`] has passed every check that needs neither network nor job
 //! files.
 
+mod hub;
 mod layers;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -14,6 +15,7 @@ use std::time::Duration;
 use serde::{Deserialize, Serialize};
 use url::Url;
 
+pub use self::hub::hub_options;
 use self::layers::{Layers, Origins};
 use crate::job::Problem;
 use crate::{engine, media, pipeline, retry, sink, source};
@@ -257,7 +259,6 @@ impl Config {
     }
 }
 
-/// Variables that are not Unicode cannot be ours: every name of ours is.
 /// Where this user's programs keep data, as the XDG base directory specification says; none without a home.
 pub fn data_folder() -> Option<PathBuf> {
     let variable = |name: &str| std::env::var_os(name).filter(|value| !value.is_empty()).map(PathBuf::from);
@@ -265,6 +266,7 @@ pub fn data_folder() -> Option<PathBuf> {
     Some(base.join("assay"))
 }
 
+/// Variables that are not Unicode cannot be ours: every name of ours is.
 fn environment() -> impl Iterator<Item = (String, String)> {
     std::env::vars_os().filter_map(|(name, value)| Some((name.into_string().ok()?, value.into_string().ok()?)))
 }
@@ -313,6 +315,7 @@ mod tests {
             ("ASSAY__MEDIA__ALLOW", "[\"s3://shop/pictures\"]"),
             ("ASSAY__TABLES__OPTIONS__AWS_SECRET_ACCESS_KEY", "true"),
             ("ASSAY__MODELS__DEMO__PATH", "models/demo"),
+            ("ASSAY__MODELS__FAR__PATH", "hf://org/name@v1"),
         ];
         let config = read("", &environment).unwrap();
         assert_eq!(config.source.kafka.bootstrap_servers, "one:9092,two:9092");
@@ -320,6 +323,7 @@ mod tests {
         assert_eq!(config.media.allow, ["s3://shop/pictures"]);
         assert_eq!(config.tables.options["aws_secret_access_key"], "true");
         assert_eq!(config.models["demo"].path, Path::new("/etc/assay/models/demo"));
+        assert_eq!(config.models["far"].path, Path::new("hf://org/name@v1"));
         let printed = format!("{config:?}");
         assert!(!printed.contains("12345") && !printed.contains("\"true\""), "{printed}");
     }

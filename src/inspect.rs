@@ -6,6 +6,7 @@ use std::path::Path;
 
 use anyhow::Result;
 
+use crate::config::hub_options;
 use crate::model::{self, GeneratorShape, Held, HeldTensor, Outline, Precision};
 
 /// Parts of a model by what the tensors' names contain; the first that fits counts.
@@ -21,9 +22,10 @@ const PARTS: [(&str, &[&str]); 8] = [
 ];
 const OTHER: &str = "other";
 
-/// Prints what the model in `directory` is when it is held as `precision`.
-pub fn run(directory: &Path, precision: Precision) -> Result<()> {
-    print!("{}", Report { outline: &model::outline(directory, precision)?, precision });
+/// Prints what the model at `location` is when it is held as `precision`.
+pub fn run(location: &Path, precision: Precision) -> Result<()> {
+    let path = model::locate(location, &hub_options())?;
+    print!("{}", Report { outline: &model::outline(&path, precision)?, precision });
     Ok(())
 }
 

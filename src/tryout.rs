@@ -6,6 +6,7 @@ use std::path::{Path, PathBuf};
 use anyhow::{Context, Result, bail};
 use clap::Args;
 
+use crate::config::hub_options;
 use crate::media::{self, DecodeLimits, Picture};
 use crate::model::{self, Ended, Message, Part, Precision, Role, TextStream};
 
@@ -15,8 +16,8 @@ const LIMITS: DecodeLimits = DecodeLimits { pixels: 100_000_000, side: 32_768, a
 /// What to ask which model.
 #[derive(Debug, Args)]
 pub struct TryArgs {
-    /// A model directory in Hugging Face layout.
-    #[arg(value_name = "DIR")]
+    /// A model directory in Hugging Face layout, a GGUF file, or hf://org/name[@revision].
+    #[arg(value_name = "MODEL")]
     model: PathBuf,
     /// What to ask.
     #[arg(long)]
@@ -42,7 +43,8 @@ pub struct TryArgs {
 pub fn run(args: &TryArgs) -> Result<()> {
     let pictures: Vec<Picture> = args.images.iter().map(|file| picture(file)).collect::<Result<_>>()?;
     let device = model::open_device(&args.device)?;
-    let loaded = model::load(&args.model, args.dtype, &device)?;
+    let path = model::locate(&args.model, &hub_options())?;
+    let loaded = model::load(&path, args.dtype, &device)?;
     let Some(mut parts) = loaded.generator else {
         bail!("{}: {} writes nothing; name a model that generates", args.model.display(), loaded.architecture);
     };

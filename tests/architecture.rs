@@ -71,6 +71,8 @@ const HOMES: &[Home] = &[
            reason: "the others know rows, not tables" },
     Home { crates: &["candle_core", "candle_nn", "candle_transformers", "candle_flash_attn"], places: &["model", "kv/store.rs"],
            reason: "the others know tokens, pixels and numbers, not tensors" },
+    Home { crates: &["hf_hub", "ureq"],         places: &["model/hub"],
+           reason: "the others know paths, not where models are published" },
     Home { crates: &["image"],                  places: &["media/image.rs", "demo", "bench"],
            reason: "pictures are decoded under limits in one place; demo and bench only encode" },
     Home { crates: &["anyhow"],                 places: &["app", "ask", "bench", "check", "demo", "inspect", "submit", "tryout", "upkeep",

@@ -18,6 +18,7 @@ use super::memory::peak_mebibytes;
 use super::process::{Scratch, median_by, said};
 use super::random_model::RandomModel;
 use super::workload::Workload;
+use crate::config::hub_options;
 use crate::engine::{Engine, Generation, Inference, ModelOptions, Options, Request, Task};
 use crate::metrics::Metrics;
 use crate::model::{self, Message, Part, Precision, Role};
@@ -119,7 +120,7 @@ pub fn engine(args: &EngineArgs) -> Result<()> {
     }
     let scratch = Scratch::new("engine")?;
     let directory = match &args.model {
-        Some(directory) => directory.clone(),
+        Some(location) => model::locate(location, &hub_options())?,
         None => {
             eprintln!("writing a random model to {}", scratch.path().display());
             args.random.write(scratch.path(), 1, false)?;

@@ -15,6 +15,7 @@ use serde::{Deserialize, Serialize};
 use super::memory::peak_mebibytes;
 use super::process::{Scratch, median_by, said};
 use super::random_model::RandomModel;
+use crate::config::hub_options;
 use crate::kv::{BLOCK, BlockId, KvStore};
 use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
 
@@ -24,8 +25,8 @@ const REFERENCE: &str = include_str!("reference.py");
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A model directory; without it a random Llama 3 of 128 million parameters.
-    #[arg(long, value_name = "DIR")]
+    /// A model directory, a GGUF file, or hf://org/name[@revision]; without it a random Llama 3 of 128 million parameters.
+    #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
     /// Number formats to compare.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4k")]
@@ -78,7 +79,7 @@ pub fn model(args: &ModelArgs) -> Result<()> {
     }
     let scratch = Scratch::new("model")?;
     let directory = match &args.model {
-        Some(directory) => directory.clone(),
+        Some(location) => model::locate(location, &hub_options())?,
         None => {
             eprintln!("writing a random model to {}", scratch.path().display());
             RandomModel::Llama3.write(scratch.path(), 1, false)?;

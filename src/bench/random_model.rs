@@ -17,7 +17,8 @@ const HIDDEN: usize = 768;
 const HEADS: usize = 12;
 const KV_HEADS: usize = 4;
 const HEAD_DIM: usize = HIDDEN / HEADS;
-const VOCABULARY: usize = 32_000;
+/// Embeddings, which for Llama 3 are the head too.
+pub const VOCABULARY: usize = 32_000;
 const CONTEXT: usize = 8192;
 
 /// Which family.

@@ -154,7 +154,9 @@ impl Layers {
     fn resolve_paths(&mut self) {
         let folder = self.origins.file().and_then(Path::parent).unwrap_or(Path::new("")).to_owned();
         let resolve = |value: &mut Value| {
-            if let Value::String(_, text) = value {
+            if let Value::String(_, text) = value
+                && !text.contains("://")
+            {
                 *text = absolute(&folder, text).to_string_lossy().into_owned();
             }
         };

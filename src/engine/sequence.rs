@@ -85,10 +85,6 @@ impl Sequence {
         &self.tokens
     }
 
-    #[cfg(test)]
-    pub fn prompt_len(&self) -> usize {
-        self.prompt_len
-    }
 
     /// What follows the prompt.
     pub fn generated(&self) -> &[u32] {

@@ -8,16 +8,13 @@ use std::path::{Path, PathBuf};
 use sha2::{Digest, Sha256};
 
 use super::api::ModelError;
-use super::weights::weight_files;
 
 /// Settings, templates and vocabularies; a description for people has another ending.
 const ENDINGS: [&str; 3] = ["json", "jinja", "txt"];
 
-/// First 16 hexadecimal digits of the SHA-256 over name, length and content of the weights, of every settings file in the
-/// directory and of the family's `own` files, in name order. Blocking: reads them all.
-pub fn fingerprint(directory: &Path, own: Vec<PathBuf>) -> Result<String, ModelError> {
-    let failed = |path: &Path, source| ModelError::Read { path: path.to_owned(), source };
-    let mut files = weight_files(directory)?;
+/// Every settings file at the top of a model directory.
+pub fn settings_files(directory: &Path) -> Result<Vec<PathBuf>, ModelError> {
+    let mut files = Vec::new();
     for entry in std::fs::read_dir(directory).map_err(|source| failed(directory, source))? {
         let path = entry.map_err(|source| failed(directory, source))?.path();
         let ending = path.extension().and_then(|ending| ending.to_str()).unwrap_or_default();
@@ -25,7 +22,12 @@ pub fn fingerprint(directory: &Path, own: Vec<PathBuf>) -> Result<String, ModelE
             files.push(path);
         }
     }
-    files.extend(own);
+    Ok(files)
+}
+
+/// First 16 hexadecimal digits of the SHA-256 over name below `directory`, length and content of each file, in name
+/// order. Blocking: reads them all.
+pub fn fingerprint(directory: &Path, mut files: Vec<PathBuf>) -> Result<String, ModelError> {
     files.sort();
     files.dedup();
     let mut hash = Sha256::new();
@@ -45,4 +47,8 @@ pub fn fingerprint(directory: &Path, own: Vec<PathBuf>) -> Result<String, ModelE
         }
     }
     Ok(hash.finalize()[..8].iter().map(|byte| format!("{byte:02x}")).collect())
+}
+
+fn failed(path: &Path, source: std::io::Error) -> ModelError {
+    ModelError::Read { path: path.to_owned(), source }
 }

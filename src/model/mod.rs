@@ -8,11 +8,14 @@ mod clip;
 mod config;
 mod decoder;
 mod device;
+mod drift;
 mod embedding_input;
 mod family;
 mod fingerprint;
 #[cfg(test)]
 mod fixture;
+mod gguf;
+mod hub;
 mod image;
 mod image_processor;
 #[cfg(test)]
@@ -43,7 +46,9 @@ pub use api::{
 };
 pub use chat::TextStream;
 pub use device::{free_memory, open_device};
+pub use drift::{Drift, Observed, observe};
 pub use family::{EncoderParts, GeneratorParts};
-pub use registry::{Loaded, Outline, load, outline};
+pub use hub::{HubAddress, HubError, HubOptions, locate};
+pub use registry::{Loaded, Outline, is_model, load, outline};
 pub use trace::Trace;
 pub use weights::{Held, HeldTensor, Precision};

@@ -12,6 +12,7 @@ use super::api::{Picture, Pixels, TokenIds};
 use super::bert::{Bert, BertConfig, Positions};
 use super::family::EncoderParts;
 use super::fixture::{self, Cases, Kit};
+use super::kit;
 use super::registry::load;
 use super::resnet::{Resnet, ResnetConfig};
 use super::sentence::Pooling;
@@ -156,10 +157,19 @@ fn farthest(a: &[Vec<f32>], b: &[Vec<f32>]) -> f32 {
 }
 
 #[test]
-fn every_encoder_of_the_kit_equals_the_reference() {
+fn every_encoder_of_the_repository_equals_the_reference() {
     let compared: Vec<usize> =
         ["bert-minilm", "clip", "resnet-basic", "siglip"].iter().map(|name| run(&Kit::own(), name)).collect();
     assert_eq!(compared, [24, 4, 9, 4]);
+}
+
+#[test]
+fn every_encoder_of_the_kit_of_the_environment_equals_the_reference() {
+    let kit = kit::Kit::find();
+    let names: Vec<String> = kit.models().into_iter().filter(|name| kit.cases(name).is_empty()).collect();
+    let compared: Vec<usize> = names.iter().map(|name| run(&Kit(kit.root().clone()), name)).collect();
+    assert!(compared.iter().all(|count| *count > 0), "{names:?}: {compared:?}");
+    eprintln!("{}: {} encoders, {} tensors", kit.root().display(), names.len(), compared.iter().sum::<usize>());
 }
 
 #[test]

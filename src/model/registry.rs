@@ -3,29 +3,29 @@
 //! A new family is its own file or folder and a line in [`FAMILIES`]. This file knows no queue and no request.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use candle_core::Device;
 use serde::Deserialize;
 
 use super::api::ModelError;
 use super::family::{CONFIG, EncoderParts, Family, GeneratorParts, Parts};
-use super::fingerprint::fingerprint;
+use super::fingerprint::{fingerprint, settings_files};
 use super::weights::{Held, Precision, Weights, read_json};
-use super::{bert, clip, llama, llama4, qwen3_vl, qwen25_vl, resnet, siglip};
+use super::{bert, clip, gguf, llama, llama4, qwen3_vl, qwen25_vl, resnet, siglip};
 
 /// A model ready to use, and what it is. At least one of encoder and generator is there.
 pub struct Loaded {
-    /// As config.json names it, for example `CLIPModel`.
+    /// As config.json names it, for example `CLIPModel`, or general.architecture of a GGUF file.
     pub architecture: String,
-    /// First 16 hexadecimal digits of the SHA-256 over the directory's files.
+    /// First 16 hexadecimal digits of the SHA-256 over the files that it was read from.
     pub fingerprint: String,
     pub encoder: Option<EncoderParts>,
     pub generator: Option<GeneratorParts>,
     pub held: Held,
 }
 
-/// A model directory that was read without its numbers: everything about it but its answers.
+/// A model that was read without its numbers: everything about it but its answers.
 pub struct Outline {
     pub architecture: String,
     /// What would be in memory.
@@ -54,23 +54,54 @@ const FAMILIES: [Family; 12] = [
     Family { architecture: "XLMRobertaModel", model_type: "xlm-roberta", load: bert::load_roberta },
 ];
 
-/// Loads the model in `directory` onto `device`. Blocking: reads every byte of the directory's model files.
-pub fn load(directory: &Path, precision: Precision, device: &Device) -> Result<Loaded, ModelError> {
-    let family = family(&directory.join(CONFIG))?;
-    let weights = Weights::open(directory, precision, device)?;
-    let Parts { encoder, generator, settings } = (family.load)(directory, &weights)?;
-    let (architecture, held) = (family.architecture.to_owned(), weights.held());
-    Ok(Loaded { architecture, fingerprint: fingerprint(directory, settings)?, encoder, generator, held })
+/// Loads the model at `path`, a model directory or a GGUF file, onto `device`. Blocking: reads every byte of its files.
+pub fn load(path: &Path, precision: Precision, device: &Device) -> Result<Loaded, ModelError> {
+    let Read { directory, architecture, weights, parts } = read(path, precision, device, |weights| weights)?;
+    let files = [weights.paths(), parts.settings].concat();
+    let (encoder, generator, held) = (parts.encoder, parts.generator, weights.held());
+    Ok(Loaded { architecture, fingerprint: fingerprint(&directory, files)?, encoder, generator, held })
 }
 
-/// Checks the model in `directory` as [`load`] would and says what it is, without reading or holding its numbers.
-pub fn outline(directory: &Path, precision: Precision) -> Result<Outline, ModelError> {
-    let family = family(&directory.join(CONFIG))?;
-    let weights = Weights::outline(directory, precision)?;
-    let Parts { encoder, generator, .. } = (family.load)(directory, &weights)?;
+/// Checks the model at `path` as [`load`] would and says what it is, without reading or holding its numbers.
+pub fn outline(path: &Path, precision: Precision) -> Result<Outline, ModelError> {
+    let Read { architecture, weights, parts, .. } = read(path, precision, &Device::Cpu, Weights::without_values)?;
     let (stored, unread) = weights.stored();
-    let architecture = family.architecture.to_owned();
+    let (encoder, generator) = (parts.encoder, parts.generator);
     Ok(Outline { architecture, held: weights.held(), stored, unread, encoder, generator })
+}
+
+/// Whether there is something at `path` that may be a model.
+pub fn is_model(path: &Path) -> bool {
+    path.join(CONFIG).is_file() || gguf::gguf_file(path).is_ok_and(|file| file.is_some_and(|file| file.is_file()))
+}
+
+/// What was made of a model's files.
+struct Read {
+    directory: PathBuf,
+    architecture: String,
+    weights: Weights,
+    parts: Parts,
+}
+
+/// `opened` is done to the weights before anything is read of them.
+fn read(
+    path: &Path,
+    precision: Precision,
+    device: &Device,
+    opened: impl FnOnce(Weights) -> Weights,
+) -> Result<Read, ModelError> {
+    if let Some(file) = gguf::gguf_file(path)? {
+        let (weights, metadata) = Weights::open_gguf(&file, gguf::stored_name, precision, device)?;
+        let weights = opened(weights);
+        let (architecture, parts) = gguf::load(&file, metadata, &weights)?;
+        let directory = file.parent().unwrap_or(Path::new("")).to_owned();
+        return Ok(Read { directory, architecture, weights, parts });
+    }
+    let family = family(&path.join(CONFIG))?;
+    let weights = opened(Weights::open(path, precision, device)?);
+    let mut parts = (family.load)(path, &weights)?;
+    parts.settings.extend(settings_files(path)?);
+    Ok(Read { directory: path.to_owned(), architecture: family.architecture.to_owned(), weights, parts })
 }
 
 fn family(config: &Path) -> Result<&'static Family, ModelError> {

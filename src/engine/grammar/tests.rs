@@ -10,7 +10,8 @@ use rand::{Rng, SeedableRng};
 use serde_json::{Value, json};
 
 use super::closing::closing;
-use super::{AnswerMatcher, FinishReason, Grammar, GrammarError, Grammars, TokenMask, check_schema, with_choices};
+use super::grammars::Grammar;
+use super::{AnswerMatcher, FinishReason, GrammarError, Grammars, TokenMask, check_schema, with_choices};
 use crate::model::{ChatProcessor, Message, ModelError, Precision, Prompt, TokenSpelling, TokenTable, outline};
 
 /// A vocabulary with its grammars, and what its tokens spell.

@@ -10,4 +10,5 @@ mod vocabulary;
 pub use eyes::{Expansion, Eyes, picture_hash};
 pub use processor::ChatTokenizer;
 pub use stream::TextStream;
+pub use template::ChatTemplate;
 pub use vocabulary::Vocabulary;

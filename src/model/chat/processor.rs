@@ -39,6 +39,17 @@ impl ChatTokenizer {
         Ok(Self { directory: directory.to_owned(), template, vocabulary, end_tokens, eyes })
     }
 
+    /// With a template that is no file of its own; without pictures.
+    pub fn with_template(
+        directory: &Path,
+        template: Option<ChatTemplate>,
+        vocabulary: Vocabulary,
+        end_tokens: &[u32],
+    ) -> Self {
+        let (directory, end_tokens) = (directory.to_owned(), end_tokens.to_vec());
+        Self { directory, template, vocabulary, end_tokens, eyes: None }
+    }
+
     /// The chat as the template renders it, and what its marks stand for.
     pub fn rendered(&self, messages: &[Message<'_>]) -> Result<(String, HashMap<char, String>), ModelError> {
         let template = self.template.as_ref().ok_or_else(|| {

@@ -61,11 +61,16 @@ impl ChatTemplate {
             if config_file.is_file() { read_json(&config_file)? } else { Default::default() };
         let Some((file, source)) = find(directory, &config_file, &config)? else { return Ok(None) };
         let specials = SPECIALS.iter().filter_map(|name| Some((*name, text_of(config.get(*name)?)?))).collect();
+        Self::new(&file, &source, specials).map(Some)
+    }
+
+    /// The template `source`, which `file` has, with the special tokens under the names that templates know.
+    pub fn new(file: &Path, source: &str, specials: Vec<(&'static str, String)>) -> Result<Self, ModelError> {
         let mut environment = environment();
         environment
-            .add_template_owned(NAME, without_generation_marks(&source))
-            .map_err(|error| ModelError::malformed(&file, describe(&error)))?;
-        Ok(Some(Self { file, environment, specials }))
+            .add_template_owned(NAME, without_generation_marks(source))
+            .map_err(|error| ModelError::malformed(file, describe(&error)))?;
+        Ok(Self { file: file.to_owned(), environment, specials })
     }
 
     /// Renders the chat, open for the assistant's answer.

@@ -10,13 +10,13 @@ use crate::kv::{KvShape, KvStore};
 use crate::model::api::{ModelError, Splice, Step, StepOutput};
 use crate::model::layers::{AttentionPlan, Linear, RmsNorm};
 use crate::model::trace::Trace;
-use crate::model::weights::Scope;
+use crate::model::weights::{Matrix, Scope};
 
 /// A loaded decoder.
 pub struct Decoder {
     options: DecoderOptions,
     /// `[vocabulary, hidden]`
-    embeddings: Tensor,
+    embeddings: Matrix,
     layers: Vec<Layer>,
     norm: RmsNorm,
     head: Linear,
@@ -28,20 +28,26 @@ pub struct Decoder {
 impl Decoder {
     /// Reads embeddings, layers and the last norm below `scope`, and the head below `head` unless it is tied.
     pub fn load(scope: &Scope<'_>, head: &Scope<'_>, options: DecoderOptions) -> std::result::Result<Self, ModelError> {
-        let size = [options.vocabulary, options.hidden];
-        let embeddings = scope.at("embed_tokens").table("weight", &size)?;
+        let DecoderOptions { vocabulary, hidden, .. } = options;
+        let table = scope.at("embed_tokens");
+        let embeddings = table.lookup("weight", vocabulary, hidden)?;
+        let head = match options.tied {
+            // A table of floats is no map of blocks, but a table of blocks is.
+            true if scope.quantises() && !table.keeps_blocks("weight", vocabulary, hidden)? => {
+                Linear::load(&table, hidden, vocabulary)?
+            }
+            true => match &embeddings {
+                Matrix::Dense(embeddings) => Linear::from_weight(embeddings.clone(), None),
+                blocks => Linear::new(blocks.clone(), None)?,
+            },
+            false => Linear::load(head, hidden, vocabulary)?,
+        };
         let layers = scope.at("layers");
         let layers = (0..options.layers.len()).map(|index| Layer::load(&layers.at(index), &options, index));
         Ok(Self {
             layers: layers.collect::<std::result::Result<_, _>>()?,
             norm: RmsNorm::load(&scope.at("norm"), options.hidden, options.epsilon)?,
-            head: match options.tied {
-                true if scope.quantises() => {
-                    Linear::load(&scope.at("embed_tokens"), options.hidden, options.vocabulary)?
-                }
-                true => Linear::from_weight(embeddings.clone(), None),
-                false => Linear::load(head, options.hidden, options.vocabulary)?,
-            },
+            head,
             dtype: scope.activations(),
             device: scope.device().clone(),
             embeddings,
@@ -84,7 +90,7 @@ impl Decoder {
             }
             hidden = layer.finish(&hidden, &attended, trace)?;
             trace.show(format_args!("text.layer_{index}"), &hidden);
-            hidden = add_deep(hidden, step.splices, index)?;
+            hidden = add_deep(hidden, step.splices, index, if last { &wanted } else { &Wanted::ALL })?;
         }
         let hidden = self.norm.forward(&hidden)?;
         trace.show(format_args!("text.final_norm"), &hidden);
@@ -129,7 +135,12 @@ impl Decoder {
     /// Token embeddings with the features of pictures written over them.
     fn embed(&self, step: &Step<'_>) -> Result<Tensor> {
         let ids = Tensor::new(step.tokens, &self.device)?;
-        let embedded = self.embeddings.index_select(&ids, 0)?.to_dtype(self.dtype)?;
+        let embedded = match &self.embeddings {
+            Matrix::Dense(table) => table.index_select(&ids, 0)?,
+            Matrix::Quantised(table) => table.embedding(&ids)?,
+            Matrix::Stacked(_) => candle_core::bail!("a table of embeddings has one format"),
+        };
+        let embedded = embedded.to_dtype(self.dtype)?;
         if step.splices.is_empty() {
             return Ok(embedded);
         }
@@ -174,6 +185,8 @@ struct Wanted {
 }
 
 impl Wanted {
+    const ALL: Self = Self { rows: None };
+
     fn of(step: &Step<'_>, all: bool) -> Self {
         if all || step.logits.len() + step.hidden.len() >= step.tokens.len() {
             return Self { rows: None };
@@ -192,7 +205,11 @@ impl Wanted {
         self.rows.as_deref().map(|rows| Tensor::new(rows, device)).transpose()
     }
 
-    /// Where a row of the step lies among the carried ones.
+    fn carries(&self, row: usize) -> bool {
+        self.rows.as_ref().is_none_or(|rows| rows.binary_search(&(row as u32)).is_ok())
+    }
+
+    /// Where a row of the step lies among the carried ones, if it is one of them.
     fn place(&self, row: usize) -> u32 {
         let row = row as u32;
         match &self.rows {
@@ -202,12 +219,59 @@ impl Wanted {
     }
 }
 
-/// Adds the features that a picture has for this layer (Qwen3-VL's deepstack).
-fn add_deep(hidden: Tensor, splices: &[Splice<'_>], layer: usize) -> Result<Tensor> {
-    splices.iter().filter(|splice| splice.count > 0).try_fold(hidden, |hidden, splice| {
+/// Adds the features that a picture has for this layer (Qwen3-VL's deepstack) to those of its rows that `hidden` has.
+fn add_deep(hidden: Tensor, splices: &[Splice<'_>], layer: usize, carried: &Wanted) -> Result<Tensor> {
+    splices.iter().try_fold(hidden, |hidden, splice| {
         let Some(deep) = splice.features.deep.get(layer) else { return Ok(hidden) };
-        let rows: Vec<u32> = (splice.row..splice.row + splice.count).map(|row| row as u32).collect();
-        let added = deep.narrow(0, splice.first, splice.count)?.to_dtype(hidden.dtype())?;
-        hidden.index_add(&Tensor::new(rows, hidden.device())?, &added, 0)
+        let (mut places, mut added) = (Vec::new(), Vec::new());
+        for offset in (0..splice.count).filter(|offset| carried.carries(splice.row + offset)) {
+            places.push(carried.place(splice.row + offset));
+            added.push((splice.first + offset) as u32);
+        }
+        if places.is_empty() {
+            return Ok(hidden);
+        }
+        let device = hidden.device();
+        let added = deep.index_select(&Tensor::new(added, device)?, 0)?.to_dtype(hidden.dtype())?;
+        hidden.index_add(&Tensor::new(places, device)?, &added, 0)
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::kv::BlockId;
+    use crate::model::api::{Features, SequenceStep};
+    use crate::model::fixture;
+    use crate::model::registry::load;
+    use crate::model::weights::Precision;
+
+    #[test]
+    fn deep_features_of_the_last_layer_reach_their_own_rows_whichever_are_wanted() {
+        let loaded = load(&fixture::model("llama3-tied"), Precision::F32, &Device::Cpu).unwrap();
+        let mut generator = loaded.generator.unwrap().generator;
+        let (layers, width) = (generator.shape().layers, generator.shape().hidden);
+        let rows = |seed: usize| -> Vec<f32> { (0..4 * width).map(|at| ((at * 7 + seed) % 13) as f32 * 0.1).collect() };
+        let tensor = |seed: usize| Tensor::from_vec(rows(seed), (4, width), &Device::Cpu).unwrap();
+        let features = Features { rows: tensor(0), deep: (1..=layers).map(tensor).collect() };
+        let splice = Splice { row: 2, features: &features, first: 1, count: 3 };
+        let tokens = [5, 6, 7, 7, 7, 8];
+        let positions: Vec<[u32; 3]> = (0..6).map(|position| [position; 3]).collect();
+        let mut hidden = |wanted: &[usize]| {
+            let sequences = [SequenceStep { new: 6, past: 0, blocks: &[BlockId(0)] }];
+            let (tokens, positions, splices) = (&tokens, &positions, &[splice]);
+            let step = Step { tokens, positions, sequences: &sequences, splices, logits: &[], hidden: wanted };
+            let mut cache = generator.cache(1).unwrap();
+            generator.step(&step, &mut cache, &mut Trace::off()).unwrap().hidden
+        };
+        let all = hidden(&[0, 1, 2, 3, 4, 5]);
+        for wanted in [vec![5], vec![0, 3], vec![2, 4, 5], vec![1]] {
+            let some = hidden(&wanted);
+            for (found, row) in some.chunks(width).zip(&wanted) {
+                let expected = &all[row * width..(row + 1) * width];
+                let distance = found.iter().zip(expected).map(|(a, b)| (a - b).abs()).fold(0.0, f32::max);
+                assert!(distance < 1e-5, "row {row} of {wanted:?} is off by {distance}");
+            }
+        }
+    }
 }

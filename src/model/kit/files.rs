@@ -66,10 +66,14 @@ impl Kit {
     /// The kit of the environment, else the one in the sources.
     pub fn find() -> Self {
         #[expect(clippy::disallowed_methods, reason = "which kit to use is no setting of the program")]
-        let named = std::env::var_os("ASSAY_PARITY_KIT").map(PathBuf::from);
-        let root = named.unwrap_or_else(|| concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parity").into());
+        let Some(root) = std::env::var_os("ASSAY_PARITY_KIT").map(PathBuf::from) else { return Self::own() };
         assert!(root.is_dir(), "the parity kit {} is no folder", root.display());
         Self { root }
+    }
+
+    /// The one in the sources.
+    pub fn own() -> Self {
+        Self { root: concat!(env!("CARGO_MANIFEST_DIR"), "/tests/data/parity").into() }
     }
 
     pub fn root(&self) -> &PathBuf {

@@ -7,3 +7,6 @@ mod driver;
 mod files;
 mod generators;
 mod towers;
+
+pub use driver::Driver;
+pub use files::Kit;

@@ -5,9 +5,7 @@
 //! 16-bit weights widened a piece at a time; quantised weights have the library's kernels for both.
 //! Invariant: a row of the result depends on its own row of the input alone.
 
-use std::sync::Arc;
-
-use candle_core::quantized::{QMatMul, QTensor};
+use candle_core::quantized::QMatMul;
 use candle_core::{DType, Module, Result, Tensor};
 
 use super::skinny;
@@ -27,7 +25,12 @@ pub struct Linear {
 #[derive(Debug, Clone)]
 enum Weight {
     Dense(Tensor),
-    Quantised { map: QMatMul, outputs: usize },
+    Quantised {
+        map: QMatMul,
+        outputs: usize,
+    },
+    /// Outputs one after the other.
+    Stacked(Vec<Weight>),
 }
 
 impl Linear {
@@ -66,14 +69,7 @@ impl Linear {
 
     /// From a matrix at hand.
     pub fn new(weight: Matrix, bias: Option<Tensor>) -> std::result::Result<Self, ModelError> {
-        let weight = match weight {
-            Matrix::Dense(weight) => Weight::Dense(spaced(weight)?),
-            Matrix::Quantised(weight) => {
-                let outputs = weight.shape().dims()[0];
-                Weight::Quantised { map: quantised(weight)?, outputs }
-            }
-        };
-        Ok(Self { weight, bias })
+        Ok(Self { weight: Weight::new(weight)?, bias })
     }
 
     /// From a weight `[outputs, inputs]` at hand.
@@ -86,21 +82,44 @@ impl Linear {
         let inputs = shape[shape.len() - 1];
         let rows = input.elem_count() / inputs.max(1);
         let flat = input.reshape((rows, inputs))?;
-        let flat = match &self.weight {
-            Weight::Dense(weight) => dense(&flat, weight)?,
-            Weight::Quantised { map, .. } => map.forward(&flat.to_dtype(DType::F32)?)?.to_dtype(input.dtype())?,
-        };
+        let flat = self.weight.forward(&flat)?;
         let flat = match &self.bias {
             Some(bias) => flat.broadcast_add(bias)?,
             None => flat,
         };
-        flat.reshape([&shape[..shape.len() - 1], &[self.outputs()]].concat())
+        flat.reshape([&shape[..shape.len() - 1], &[self.weight.outputs()]].concat())
+    }
+}
+
+impl Weight {
+    fn new(matrix: Matrix) -> Result<Self> {
+        Ok(match matrix {
+            Matrix::Dense(weight) => Self::Dense(spaced(weight)?),
+            Matrix::Quantised(weight) => {
+                let outputs = weight.shape().dims()[0];
+                // From an Arc the library would fall back to f32 where an environment variable asks for it.
+                Self::Quantised { map: QMatMul::QTensor(weight), outputs }
+            }
+            Matrix::Stacked(parts) => Self::Stacked(parts.into_iter().map(Self::new).collect::<Result<_>>()?),
+        })
+    }
+
+    /// `[rows, inputs]` to `[rows, outputs]`.
+    fn forward(&self, input: &Tensor) -> Result<Tensor> {
+        match self {
+            Self::Dense(weight) => dense(input, weight),
+            Self::Quantised { map, .. } => map.forward(&input.to_dtype(DType::F32)?)?.to_dtype(input.dtype()),
+            Self::Stacked(parts) => {
+                Tensor::cat(&parts.iter().map(|part| part.forward(input)).collect::<Result<Vec<_>>>()?, 1)
+            }
+        }
     }
 
     fn outputs(&self) -> usize {
-        match &self.weight {
-            Weight::Dense(weight) => weight.dims()[0],
-            Weight::Quantised { outputs, .. } => *outputs,
+        match self {
+            Self::Dense(weight) => weight.dims()[0],
+            Self::Quantised { outputs, .. } => *outputs,
+            Self::Stacked(parts) => parts.iter().map(Self::outputs).sum(),
         }
     }
 }
@@ -116,11 +135,6 @@ fn spaced(weight: Tensor) -> Result<Tensor> {
         return Ok(weight);
     }
     weight.pad_with_zeros(1, 0, GAP)?.narrow(1, 0, inputs)
-}
-
-fn quantised(weight: Arc<QTensor>) -> Result<QMatMul> {
-    // From an Arc the library would fall back to f32 where an environment variable asks for it.
-    Ok(QMatMul::QTensor(weight))
 }
 
 /// `[rows, inputs]` times a float weight.

@@ -172,6 +172,14 @@ impl Rope {
         Ok(Self { frequencies: [each.as_slice(), each.as_slice()].concat(), pairing, axes })
     }
 
+    /// The same with each frequency divided by its own factor.
+    pub fn slowed(mut self, factors: &[f32]) -> Self {
+        for (frequency, factor) in self.frequencies.iter_mut().zip(factors) {
+            *frequency /= f64::from(*factor);
+        }
+        self
+    }
+
     /// Cosines and sines, `[rows, head_dim / 2]` each, for positions on the three axes.
     pub fn angles(&self, positions: &[[u32; 3]], dtype: DType, device: &Device) -> Result<Angles> {
         let size = (positions.len(), self.frequencies.len());

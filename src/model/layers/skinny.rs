@@ -164,7 +164,8 @@ impl<T: Stored> Piece<'_, T> {
         for (weights, out) in (&mut groups).zip(&mut outs) {
             some::<S, W>(simd, input, T::wide(weights, &mut room), sizes, out);
         }
-        for (weights, out) in groups.remainder().chunks_exact(stride).zip(outs.into_remainder().chunks_exact_mut(rows)) {
+        for (weights, out) in groups.remainder().chunks_exact(stride).zip(outs.into_remainder().chunks_exact_mut(rows))
+        {
             some::<S, 1>(simd, input, T::wide(weights, &mut room), sizes, out);
         }
     }

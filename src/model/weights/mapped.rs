@@ -8,6 +8,7 @@ use std::fs::File;
 use std::path::{Path, PathBuf};
 
 use candle_core::DType;
+use candle_core::quantized::GgmlDType;
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
@@ -16,6 +17,15 @@ use crate::model::api::ModelError;
 /// Bytes that are read before their pages are given back.
 const STRIDE: usize = 8 << 20;
 
+/// How the numbers of a tensor lie in a file.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Layout {
+    /// One after the other.
+    Floats(DType),
+    /// In blocks along its last dimension, which they divide.
+    Blocks(GgmlDType),
+}
+
 /// A tensor as it lies in its file.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Stored {
@@ -23,29 +33,46 @@ pub struct Stored {
     pub file: usize,
     pub shape: Vec<usize>,
     /// None for formats that weights cannot have here.
-    pub dtype: Option<DType>,
+    pub layout: Option<Layout>,
     /// What the file calls the format.
     pub format: String,
-    start: usize,
-    end: usize,
+    pub(super) start: usize,
+    pub(super) end: usize,
+}
+
+impl Layout {
+    /// The float that it is, or that its numbers become.
+    pub fn float(self) -> DType {
+        match self {
+            Self::Floats(dtype) => dtype,
+            Self::Blocks(_) => DType::F32,
+        }
+    }
 }
 
 /// A mapped file of weights.
 #[derive(Debug)]
 pub struct MappedFile {
     pub path: PathBuf,
-    map: Mmap,
+    pub(super) map: Mmap,
 }
 
 impl MappedFile {
+    /// Maps a file of any format.
+    pub(super) fn map(path: &Path) -> Result<Self, ModelError> {
+        let failed = |source| ModelError::Read { path: path.to_owned(), source };
+        let map = map(&File::open(path).map_err(failed)?).map_err(failed)?;
+        Ok(Self { path: path.to_owned(), map })
+    }
+
     /// Maps a safetensors file and adds its tensors to `index` under file number `file`.
     pub fn open(path: &Path, file: usize, index: &mut HashMap<String, Stored>) -> Result<Self, ModelError> {
-        let opened = File::open(path).map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
-        let map = map(&opened).map_err(|source| ModelError::Read { path: path.to_owned(), source })?;
+        let mapped = Self::map(path)?;
+        let map = &mapped.map;
         let malformed = |error: safetensors::SafeTensorError| {
             ModelError::malformed(path, format!("not a safetensors file: {error}"))
         };
-        let (header, metadata) = SafeTensors::read_metadata(&map).map_err(malformed)?;
+        let (header, metadata) = SafeTensors::read_metadata(map).map_err(malformed)?;
         // The header's length itself takes eight bytes.
         let data = header + 8;
         for (name, info) in metadata.tensors() {
@@ -54,16 +81,16 @@ impl MappedFile {
                 let detail = format!("tensor {name} ends at byte {end} of {}: the file is cut off", map.len());
                 return Err(ModelError::malformed(path, detail));
             }
-            let dtype = match info.dtype {
-                Dtype::F32 => Some(DType::F32),
-                Dtype::F16 => Some(DType::F16),
-                Dtype::BF16 => Some(DType::BF16),
+            let layout = match info.dtype {
+                Dtype::F32 => Some(Layout::Floats(DType::F32)),
+                Dtype::F16 => Some(Layout::Floats(DType::F16)),
+                Dtype::BF16 => Some(Layout::Floats(DType::BF16)),
                 _ => None,
             };
             let format = format!("{:?}", info.dtype);
-            index.insert(name, Stored { file, shape: info.shape.clone(), dtype, format, start, end });
+            index.insert(name, Stored { file, shape: info.shape.clone(), layout, format, start, end });
         }
-        Ok(Self { path: path.to_owned(), map })
+        Ok(mapped)
     }
 
     /// Hands the bytes of part of a tensor over piece by piece, and gives their pages back. `range` counts elements of

@@ -1,6 +1,7 @@
 //! The weights of a model: found in files, mapped, and held in the number format that was asked for.
 
 mod directory;
+mod gguf_file;
 mod held;
 mod mapped;
 mod precision;
@@ -8,6 +9,7 @@ mod rows;
 mod scope;
 
 pub use directory::{read_json, weight_files};
+pub use gguf_file::Metadata;
 pub use held::{Held, HeldTensor};
 pub use precision::Precision;
 pub use scope::{Matrix, Scope, Weights};

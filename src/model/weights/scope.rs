@@ -9,20 +9,23 @@ use std::ops::Range;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
-use candle_core::quantized::QTensor;
+use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
 
 use super::directory::{SINGLE, weight_files};
+use super::gguf_file::{self, Metadata};
 use super::held::{Held, HeldTensor};
-use super::mapped::{MappedFile, Stored};
+use super::mapped::{Layout, MappedFile, Stored};
 use super::precision::Precision;
-use super::rows;
+use super::rows::{self, Found};
 use crate::model::api::ModelError;
 
 /// The mapped weights of one model, to be read tensor by tensor onto one device.
 pub struct Weights {
     files: Vec<MappedFile>,
     index: HashMap<String, Stored>,
+    /// From the names that families ask for to those of the index.
+    stored_name: fn(&str) -> String,
     precision: Precision,
     device: Device,
     held: RefCell<Held>,
@@ -38,6 +41,8 @@ pub enum Matrix {
     /// f32, f16 or bf16.
     Dense(Tensor),
     Quantised(Arc<QTensor>),
+    /// One below the other, in formats that cannot be one.
+    Stacked(Vec<Matrix>),
 }
 
 impl Weights {
@@ -49,13 +54,35 @@ impl Weights {
             .enumerate()
             .map(|(file, path)| MappedFile::open(path, file, &mut index))
             .collect::<Result<_, _>>()?;
-        let (held, read) = Default::default();
-        Ok(Self { files, index, precision, device: device.clone(), held, read, with_values: true })
+        Ok(Self::of(files, index, precision, device))
     }
 
-    /// The same on the CPU without the values: names and shapes are checked and memory is counted, as if it were loaded.
-    pub fn outline(directory: &Path, precision: Precision) -> Result<Self, ModelError> {
-        Ok(Self { with_values: false, ..Self::open(directory, precision, &Device::Cpu)? })
+    /// Maps a GGUF file, whose tensors have the names that `stored_name` makes of those that families ask for.
+    pub fn open_gguf(
+        file: &Path,
+        stored_name: fn(&str) -> String,
+        precision: Precision,
+        device: &Device,
+    ) -> Result<(Self, Metadata), ModelError> {
+        let mut index = HashMap::new();
+        let (mapped, metadata) = gguf_file::open(file, &mut index)?;
+        Ok((Self { stored_name, ..Self::of(vec![mapped], index, precision, device) }, metadata))
+    }
+
+    fn of(files: Vec<MappedFile>, index: HashMap<String, Stored>, precision: Precision, device: &Device) -> Self {
+        let (held, read) = Default::default();
+        let (device, stored_name) = (device.clone(), str::to_owned as fn(&str) -> String);
+        Self { files, index, stored_name, precision, device, held, read, with_values: true }
+    }
+
+    /// The same without the values: names and shapes are checked and memory is counted, as if it were loaded.
+    pub fn without_values(self) -> Self {
+        Self { with_values: false, ..self }
+    }
+
+    /// The files that it reads.
+    pub fn paths(&self) -> Vec<PathBuf> {
+        self.files.iter().map(|file| file.path.clone()).collect()
     }
 
     /// The root of the tensor names.
@@ -65,7 +92,12 @@ impl Weights {
 
     /// Whether there is a tensor of that name.
     pub fn has(&self, name: &str) -> bool {
-        self.index.contains_key(name)
+        self.index.contains_key(&(self.stored_name)(name))
+    }
+
+    /// The numbers of a small tensor, whatever is read of the others.
+    pub fn numbers(&self, name: &str, expected: &[usize]) -> Result<Vec<f32>, ModelError> {
+        Ok(rows::floats(self.find(name, expected)?, 0..expected.iter().product()))
     }
 
     /// What was read so far.
@@ -85,20 +117,29 @@ impl Weights {
         (formats, unread)
     }
 
-    fn find(&self, name: &str, expected: &[usize]) -> Result<(&MappedFile, &Stored, DType), ModelError> {
-        let Some(stored) = self.index.get(name) else {
+    fn find(&self, name: &str, expected: &[usize]) -> Result<Found<'_>, ModelError> {
+        let tensor = (self.stored_name)(name);
+        let Some(stored) = self.index.get(&tensor) else {
             let path = self.files.first().map_or_else(|| PathBuf::from(SINGLE), |file| file.path.clone());
-            return Err(ModelError::MissingTensor { path, tensor: name.to_owned(), expected: expected.to_vec() });
+            return Err(ModelError::MissingTensor { path, tensor, expected: expected.to_vec() });
         };
-        self.read.borrow_mut().insert(name.to_owned());
+        self.read.borrow_mut().insert(tensor.clone());
         let file = &self.files[stored.file];
-        let (path, tensor) = (file.path.clone(), name.to_owned());
+        let path = file.path.clone();
         if stored.shape != expected {
             return Err(ModelError::Shape { path, tensor, expected: expected.to_vec(), found: stored.shape.clone() });
         }
-        match stored.dtype {
-            Some(dtype) => Ok((file, stored, dtype)),
+        match stored.layout {
+            Some(layout) => Ok((file, stored, layout)),
             None => Err(ModelError::StoredType { path, tensor, found: stored.format.clone() }),
+        }
+    }
+
+    /// The blocks in which a tensor is kept because it is stored so.
+    fn kept(&self, layout: Layout) -> Option<GgmlDType> {
+        match layout {
+            Layout::Blocks(blocks) if self.precision.quantises() => Some(blocks),
+            _ => None,
         }
     }
 
@@ -122,6 +163,23 @@ impl Weights {
         };
         self.keep(name, count, count * held.size_in_bytes(), (format!("{held:?}"), None));
         Ok(tensor)
+    }
+
+    /// Makes a matrix of parts that are all stored as `blocks`, as they are.
+    fn kept_matrix(
+        &self,
+        name: String,
+        (outputs, inputs): (usize, usize),
+        blocks: GgmlDType,
+        parts: &[Found<'_>],
+    ) -> Result<Matrix, ModelError> {
+        let count = outputs * inputs;
+        let bytes = count / blocks.block_size() * blocks.type_size();
+        self.keep(name, count, bytes, (format!("{blocks:?}"), None));
+        Ok(match self.with_values {
+            true => Matrix::Quantised(Arc::new(rows::kept(parts, (outputs, inputs), blocks, &self.device)?)),
+            false => Matrix::Dense(zeros(&[outputs, inputs], DType::F32)?),
+        })
     }
 
     /// Makes a matrix of rows that `rows` reads as f32; `stored` is what they are stored as.
@@ -208,7 +266,21 @@ impl Scope<'_> {
     pub fn table(&self, name: &str, expected: &[usize]) -> Result<Tensor, ModelError> {
         let name = self.name(name);
         let (_, _, stored) = self.weights.find(&name, expected)?;
-        self.weights.float(name, expected, self.weights.precision.table(stored))
+        self.weights.float(name, expected, self.weights.precision.table(stored.float()))
+    }
+
+    /// Reads a table to look rows up in, `[rows, width]`: blocks where it is stored so and blocks are wanted, else floats.
+    pub fn lookup(&self, name: &str, rows: usize, width: usize) -> Result<Matrix, ModelError> {
+        match self.keeps_blocks(name, rows, width)? {
+            true => self.matrix(name, rows, width),
+            false => Ok(Matrix::Dense(self.table(name, &[rows, width])?)),
+        }
+    }
+
+    /// Whether that matrix is held as the blocks that it is stored as.
+    pub fn keeps_blocks(&self, name: &str, outputs: usize, inputs: usize) -> Result<bool, ModelError> {
+        let (_, _, layout) = self.weights.find(&self.name(name), &[outputs, inputs])?;
+        Ok(self.weights.kept(layout).is_some())
     }
 
     /// Reads the weight of a linear map, `[outputs, inputs]`.
@@ -224,7 +296,18 @@ impl Scope<'_> {
             .collect::<Result<_, ModelError>>()?;
         let outputs = parts.iter().map(|(_, outputs)| outputs).sum();
         let name = parts.iter().map(|(name, _)| self.name(name)).collect::<Vec<_>>().join(" + ");
-        let stored = found.first().map_or(DType::F32, |((_, _, dtype), _)| *dtype);
+        let stored = found.first().map_or(DType::F32, |((_, _, layout), _)| layout.float());
+        let mut kept = found.iter().map(|((_, _, layout), _)| self.weights.kept(*layout));
+        let first = kept.next().flatten();
+        if !kept.all(|blocks| blocks == first) {
+            return Ok(Matrix::Stacked(
+                parts.iter().map(|part| self.joined(&[*part], inputs)).collect::<Result<_, _>>()?,
+            ));
+        }
+        if let Some(blocks) = first {
+            let parts: Vec<Found<'_>> = found.iter().map(|(found, _)| *found).collect();
+            return self.weights.kept_matrix(name, (outputs, inputs), blocks, &parts);
+        }
         if found.len() == 1 && !self.quantises() {
             // No detour through f32 for what is held as a float.
             return Ok(Matrix::Dense(self.weights.float(
@@ -236,11 +319,11 @@ impl Scope<'_> {
         self.weights.matrix(name, (outputs, inputs), stored, |rows| {
             let mut values = Vec::with_capacity(rows.len() * inputs);
             let mut first = 0;
-            for ((file, stored, dtype), count) in &found {
+            for (found, count) in &found {
                 let (from, to) = (rows.start.max(first), rows.end.min(first + count));
                 if from < to {
                     let elements = (from - first) * inputs..(to - first) * inputs;
-                    values.append(&mut rows::floats(file, stored, *dtype, elements));
+                    values.append(&mut rows::floats(*found, elements));
                 }
                 first += count;
             }
@@ -256,11 +339,11 @@ impl Scope<'_> {
         (inputs, outputs): (usize, usize),
     ) -> Result<Matrix, ModelError> {
         let name = self.name(name);
-        let (file, stored, dtype) = self.weights.find(&name, &[stack, inputs, outputs])?;
+        let found = self.weights.find(&name, &[stack, inputs, outputs])?;
         let size = inputs * outputs;
         let range = if self.weights.with_values { index * size..(index + 1) * size } else { 0..0 };
-        let values = rows::floats(file, stored, dtype, range);
-        self.weights.matrix(format!("{name}[{index}]"), (outputs, inputs), dtype, |rows| {
+        let values = rows::floats(found, range);
+        self.weights.matrix(format!("{name}[{index}]"), (outputs, inputs), found.2.float(), |rows| {
             rows.flat_map(|output| values[output..].iter().step_by(outputs).copied().take(inputs)).collect()
         })
     }
