@@ -1,7 +1,7 @@
 //! Bounds for numbers, so that each is read back as it was written.
 //!
 //! Knows one schema of a number. Invariant: what the narrowed schema allows, the schema allowed too; an integer is
-//! exact as a 64-bit float and never `-0`, and a number has at most 15 digits.
+//! exact as a 64-bit float and never `-0`, and other numbers have at most 15 digits.
 
 use serde_json::{Map, Value, json};
 
@@ -39,7 +39,7 @@ pub fn narrow_number(rules: &mut Map<String, Value>) {
     let integer_digits = largest.log10().floor() as i32 + 1;
     let decimals = (DIGITS - integer_digits).clamp(0, MOST_DECIMALS);
     // A step is how a schema can say how many digits stand behind the point.
-    let step = if decimals == 0 { json!(1) } else { json!(10_f64.powi(-decimals)) };
+    let step = if decimals == 0 { json!(1) } else { json!(1.0 / 10_f64.powi(decimals)) };
     rules.insert("multipleOf".to_owned(), step);
 }
 
@@ -54,4 +54,38 @@ fn set_bound(rules: &mut Map<String, Value>, key: &str, exclusive: &str, usual: 
         rules.insert(key.to_owned(), json!(usual));
         usual
     })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn narrowed(mut rules: Value, narrow: fn(&mut Map<String, Value>)) -> Value {
+        narrow(rules.as_object_mut().unwrap());
+        rules
+    }
+
+    #[test]
+    fn the_digits_of_a_number_are_no_more_than_are_kept() {
+        let step =
+            |largest: f64| narrowed(json!({ "minimum": 0, "maximum": largest }), narrow_number)["multipleOf"].clone();
+        assert_eq!([step(1.0), step(999_999_999.0), step(1e9)], [json!(1e-6), json!(1e-6), json!(1e-5)]);
+        assert_eq!([step(1e11), step(1e13), step(1e14), step(9e15)], [json!(1e-3), json!(0.1), json!(1), json!(1)]);
+    }
+
+    #[test]
+    fn a_missing_bound_lies_beyond_the_one_that_is_there() {
+        let above = narrowed(json!({ "exclusiveMinimum": 5e9 }), narrow_number);
+        assert_eq!(above, json!({ "exclusiveMinimum": 5e9, "maximum": 5e10, "multipleOf": 1e-4 }));
+        let below = narrowed(json!({ "maximum": -5e9 }), narrow_number);
+        assert_eq!(below["minimum"], -5e10);
+        assert_eq!(narrowed(json!({}), narrow_number)["minimum"], -USUAL_BOUND);
+    }
+
+    #[test]
+    fn only_integers_around_zero_are_split_at_it() {
+        assert!(narrowed(json!({}), narrow_integer).get("anyOf").is_some());
+        assert!(narrowed(json!({ "minimum": 0 }), narrow_integer).get("anyOf").is_none());
+        assert!(narrowed(json!({ "maximum": -1 }), narrow_integer).get("anyOf").is_none());
+    }
 }

@@ -245,8 +245,12 @@ proptest! {
         }
         let schema = json!({ "type": "object", "properties": { "n": number }, "required": ["n"] });
         let speaker = &SPEAKERS[3];
-        // Bounds may leave no number between them.
-        let Ok(grammar) = speaker.grammars.grammar(&schema) else { return Ok(()) };
+        let grammar = match speaker.grammars.grammar(&schema) {
+            Ok(grammar) => grammar,
+            // Bounds may leave no number between them.
+            Err(_) if !open.0 && !open.1 && high - low < 2.0 => return Ok(()),
+            Err(refusal) => panic!("{schema}: {refusal}"),
+        };
         let mut seeds = StdRng::seed_from_u64(seed);
         for will in [Will::Digits, Will::Anything, Will::Digits, Will::Long] {
             let budget = grammar.least_budget() + seeds.random_range(0..30);
