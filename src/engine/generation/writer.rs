@@ -85,7 +85,7 @@ impl Writer {
 
     /// Whether there is nothing to write.
     pub fn is_idle(&self) -> bool {
-        self.writing.is_empty()
+        self.scheduler.is_empty()
     }
 
     /// Takes a generation in. Fails at once when it can never fit.
@@ -127,7 +127,9 @@ impl Writer {
     pub fn cancel(&mut self, request: u64) {
         let of_request = self.writing.iter().filter(|(_, writing)| writing.place.request == request);
         for id in of_request.map(|(id, _)| *id).collect::<Vec<_>>() {
-            self.forget(id);
+            self.scheduler.cancel(id);
+            self.choices.remove(&id);
+            self.writing.remove(&id);
             self.finished("cancelled");
         }
     }

@@ -31,6 +31,7 @@ impl TokenMask {
     }
 
     /// How many ids there are, in the set or not.
+    #[cfg(test)]
     pub fn size(&self) -> usize {
         self.size
     }
@@ -40,6 +41,7 @@ impl TokenMask {
     }
 
     /// How many ids are in the set.
+    #[cfg(test)]
     pub fn count(&self) -> usize {
         self.words.iter().map(|word| word.count_ones() as usize).sum()
     }

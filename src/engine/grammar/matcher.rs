@@ -140,6 +140,7 @@ impl AnswerMatcher {
     }
 
     /// Tokens that may still come.
+    #[cfg(test)]
     pub fn remaining(&self) -> usize {
         self.remaining
     }
