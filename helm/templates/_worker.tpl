@@ -167,6 +167,9 @@ metadata:
   annotations:
     checksum/config: {{ include "assay.config" $root | sha256sum }}
     checksum/job: {{ dict "definition" .job.definition "files" (.job.files | default dict) | toJson | sha256sum }}
+    {{- with $root.Values.modelCache.download.models }}
+    checksum/models: {{ toJson . | sha256sum }}
+    {{- end }}
     {{- with $worker.podAnnotations }}
     {{- toYaml . | nindent 4 }}
     {{- end }}
