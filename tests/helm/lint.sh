@@ -48,6 +48,23 @@ rendered_rules() {
   helm template assay helm --values helm/ci/gpu-values.yaml --show-only templates/observe.yaml |
     kubetool spec PrometheusRule | promtool check rules --lint=all --lint-fatal
 }
+# Every query of the dashboard as a rule, which promtool parses.
+dashboard_queries() {
+  python3 - helm/dashboards/assay.json <<'PYTHON' | promtool check rules
+import json, sys
+print("groups: [{name: dashboard, rules: [")
+names = {"$__rate_interval": "1m", "$namespace": ".*", "$job": ".*", "$price": "2"}
+count = 0
+for panel in json.load(open(sys.argv[1]))["panels"]:
+    for target in panel.get("targets", []):
+        query = target["expr"]
+        for name, value in names.items():
+            query = query.replace(name, value)
+        count += 1
+        print(json.dumps({"record": f"query:{count}", "expr": query}) + ",")
+print("]}]")
+PYTHON
+}
 rendered_dashboard() {
   helm template assay helm --show-only templates/observe.yaml | sed -n 's/^    //p' | sed -n '/^{/,/^}/p' | cmp - helm/dashboards/assay.json
 }
@@ -62,6 +79,7 @@ step "helm-unittest" helm-unittest --strict helm
 step "promtool check rules" promtool check rules --lint=all --lint-fatal helm/rules/assay.yaml
 step "promtool test rules" promtool test rules helm/rules/assay_test.yaml
 step "rules as the chart renders them" rendered_rules
+step "the dashboard's queries" dashboard_queries
 step "the dashboard as the chart renders it" rendered_dashboard
 if [[ -n "${ASSAY_EXPOSITION:-}" ]]; then
   step "promtool check metrics" bash -c 'promtool check metrics <"$ASSAY_EXPOSITION"'
