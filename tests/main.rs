@@ -3,6 +3,7 @@
 #![allow(clippy::unwrap_used, reason = "a test that panics has failed, as it should")]
 
 mod architecture;
+mod chart;
 mod command_line;
 mod crash;
 mod group;

@@ -199,6 +199,8 @@ have() {
   esac
   for name in "${names[@]}"; do [[ -x "$bin/$name" ]] || missing+=" $name"; done
   [[ -d "$home/schemas" ]] || missing+=" schemas"
+  [[ "${1:-lint}" != cluster || -f "$home/stages.yaml" ]] || missing+=" stages"
+  [[ "${1:-lint}" != keda || -d "$home/keda" ]] || missing+=" manifests"
   [[ -z "$missing" ]] || { say "not built yet:$missing"; return 1; }
 }
 
