@@ -10,3 +10,4 @@ mod group;
 mod line;
 mod shipped_model;
 mod stage;
+mod status;

@@ -81,7 +81,10 @@ step "promtool test rules" promtool test rules helm/rules/assay_test.yaml
 step "rules as the chart renders them" rendered_rules
 step "the dashboard's queries" dashboard_queries
 step "the dashboard as the chart renders it" rendered_dashboard
-if [[ -n "${ASSAY_EXPOSITION:-}" ]]; then
+# What a worker has answered, see tests/image/check.sh.
+if [[ -s "${ASSAY_EXPOSITION:-}" ]]; then
   step "promtool check metrics" bash -c 'promtool check metrics <"$ASSAY_EXPOSITION"'
+else
+  say "LEFT OUT: promtool check metrics, because no worker could be asked for them"
 fi
 say "$passed checks passed"

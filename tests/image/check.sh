@@ -99,7 +99,7 @@ trap clean EXIT
 # What the last stage of the Dockerfile makes, with the configuration mounted.
 root_file_system() {
   local root="$work/root" library
-  mkdir -p "$root"/{usr/local/bin,etc/assay/config,etc/assay/jobs,models,tmp,dev,data}
+  mkdir -p "$root"/{usr/local/bin,etc/assay/config,etc/assay/jobs,models,tmp,dev,proc,data}
   install -m 0755 "$binary" "$root/usr/local/bin/assay"
   while read -r library; do
     install -D "$library" "$root$library"
@@ -138,9 +138,10 @@ contained() {
       touch "$root/dev/$device"
       mount --bind "/dev/$device" "$root/dev/$device"
     done
+    mount --rbind /proc "$root/proc"
     mount -t tmpfs -o mode=1777,size=256m tmpfs "$root/tmp"
     mount -o remount,bind,ro "$root"
-    exec env -i HOME=/tmp setpriv --no-new-privs chroot --userspec=65532:65532 --groups=65532 "$root" /usr/local/bin/assay "$@"
+    exec env -i HOME=/tmp PATH=/usr/sbin:/usr/bin:/sbin:/bin setpriv --no-new-privs chroot --userspec=65532:65532 --groups=65532 "$root" /usr/local/bin/assay "$@"
   ' contained "$work/root" "$@"
 }
 
