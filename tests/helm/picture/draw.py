@@ -153,7 +153,7 @@ def main():
         if panel["type"] == "stat":
             stat(figure, box, panel)
             continue
-        figure.patches.append(plt.Rectangle((box[0], box[1]), box[2], box[3], transform=figure.transFigure, color=PANEL))
+        figure.patches.append(plt.Rectangle((box[0], box[1]), box[2], box[3], transform=figure.transFigure, color=PANEL, zorder=-5))
         figure.text(box[0] + 8 / width, box[1] + box[3] - 18 / height, panel["title"], color=INK, fontsize=9, weight="bold")
         beside = panel["type"] == "timeseries" and panel["options"]["legend"]["placement"] == "right"
         axes = figure.add_axes(
