@@ -10,8 +10,10 @@ help: ## list the targets
 demo: setup ## build, then run the demo (ARGS="--assets 100")
 	cargo build --locked
 	"$(CARGO_TARGET_DIR)/debug/assay" demo $(ARGS)
-test: setup ## unit tests and the integration tests
+test: setup ## unit tests and the integration tests, then image and chart
 	cargo test --locked
+	ASSAY_EXPOSITION="$(CARGO_TARGET_DIR)/exposition" tests/image/check.sh
+	ASSAY_EXPOSITION="$(CARGO_TARGET_DIR)/exposition" tests/helm/lint.sh
 ci: ## everything that must pass before a merge
 	.ci/run
 bench: setup ## the pipeline bench, our crate fully optimised, same dependencies

@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
@@ -22,7 +22,7 @@ use crate::progress_line::ProgressLine;
 use crate::retry::Backoff;
 use crate::server::{self, Health};
 use crate::sink::{DeltaSink, Sink, register_stores};
-use crate::source::{KafkaSource, ReplaySource, Source};
+use crate::source::{KafkaSource, ReplaySource, Source, SourceError};
 
 /// What `assay run` was asked to do.
 #[derive(Debug, Clone)]
@@ -51,6 +51,8 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     let health = Health::new();
     let server = if run.serve { Some(start_server(config, &metrics, &health, &shutdown).await?) } else { None };
     let engine = Arc::new(start_engine(config, &jobs, &metrics).await?);
+    health.set_started();
+    metrics.start_timestamp_seconds.set(unix_seconds());
     let media: Arc<dyn MediaStore> = Arc::new(RemoteMedia::new(&config.media, metrics.clone())?);
 
     let mut all_parts = Vec::new();
@@ -59,7 +61,6 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
         let building = shutdown.run_until_cancelled(build(config, job, &media, &inference, &metrics));
         all_parts.push(building.await.context("stopped before the tables could be opened")??);
     }
-    health.set_ready(true);
     let stop = shutdown.child_token();
     let result = run_all(&all_parts, run, &stop, &health, engine.as_ref()).await;
     health.set_ready(false);
@@ -72,6 +73,10 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     }
     result?;
     Ok(all_parts.iter().map(|parts| (parts.job.name.clone(), parts.progress.snapshot())).collect())
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn select_jobs(config: &Config, names: &[String]) -> Result<Vec<Arc<JobSpec>>> {
@@ -162,12 +167,7 @@ async fn build(
     let results = results_schema(&job, dimensions)?;
     let sink = DeltaSink::new(&job.name, &config.tables, results, rejections_schema(), metrics.clone())?;
     open(&sink, config).await.with_context(|| format!("job {}", job.name))?;
-    let source: Arc<dyn Source> = match config.source.kind {
-        SourceKind::Kafka => {
-            Arc::new(KafkaSource::new(&config.source.kafka, &job.group, &job.topics, metrics.clone(), &job.name)?)
-        }
-        SourceKind::Replay => Arc::new(ReplaySource::new(config.source.replay.clone(), &job.topics)?),
-    };
+    let source = source_of(config, &job, metrics)?;
     Ok(Parts {
         job,
         source,
@@ -182,6 +182,16 @@ async fn build(
         fetch_concurrency: config.media.concurrency,
         inference_window: config.engine.queue,
         grace: config.run.grace,
+    })
+}
+
+/// The source of a job; it connects to nothing before it is started or asked.
+pub fn source_of(config: &Config, job: &JobSpec, metrics: &Arc<Metrics>) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(match config.source.kind {
+        SourceKind::Kafka => {
+            Arc::new(KafkaSource::new(&config.source.kafka, &job.group, &job.topics, metrics.clone(), &job.name)?)
+        }
+        SourceKind::Replay => Arc::new(ReplaySource::new(config.source.replay.clone(), &job.topics)?),
     })
 }
 
@@ -230,6 +240,8 @@ async fn run_all(
                 if !engine.is_alive() {
                     health.set_dead("the device thread has ended");
                 }
+                let is_member = all_parts.iter().all(|parts| parts.source.is_member());
+                health.set_ready(is_member && !stop.is_cancelled());
                 line.draw();
             }
         }

@@ -6,6 +6,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -20,9 +21,12 @@ use crate::demo;
 use crate::engine::InferenceError;
 use crate::inspect;
 use crate::job::UnknownJob;
+use crate::metrics::Metrics;
 use crate::model::Precision;
 use crate::pipeline::{Mode, PipelineError};
 use crate::query;
+use crate::server;
+use crate::status;
 use crate::submit;
 use crate::telemetry::{self, LogFormat};
 use crate::tryout;
@@ -82,6 +86,15 @@ enum Verb {
         after_help = "Example: assay query --format csv \"SELECT reason, count(*) FROM rejections GROUP BY reason\""
     )]
     Query(QueryArgs),
+    /// Say where jobs stand: lag, rate, last commit, workers, rejections; from Kafka and the tables alone.
+    #[command(after_help = "Example: assay status --job product-embedding --watch 5s")]
+    Status(StatusArgs),
+    /// Ask the worker on this machine whether it is alive; for a container's health check.
+    #[command(after_help = "Example: assay health --config config.toml")]
+    Health,
+    /// List the metrics of a worker: name, type, unit, labels, meaning.
+    #[command(after_help = "Example: assay metrics | grep commit")]
+    Metrics,
     /// Compact, checkpoint and vacuum the tables of the jobs.
     #[command(after_help = "Example: assay upkeep --job product-embedding")]
     Upkeep(JobsArgs),
@@ -120,6 +133,19 @@ struct JobsArgs {
     /// A job's name; may be given several times. Without it, all jobs.
     #[arg(long = "job", value_name = "NAME")]
     jobs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// A job's name; may be given several times. Without it, all jobs.
+    #[arg(long = "job", value_name = "NAME")]
+    jobs: Vec<String>,
+    /// One line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Ask again and again, this far apart.
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "5s", value_parser = humantime::parse_duration)]
+    watch: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -228,7 +254,7 @@ pub fn main() -> ExitCode {
                     () = forced.cancelled() => Err(anyhow!("stopped by a second signal; the next worker goes on")),
                 }
             });
-            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            runtime.shutdown_timeout(Duration::from_secs(2));
             result
         }
         Err(error) => Err(error.into()),
@@ -264,6 +290,17 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
         Verb::Query(args) => {
             let options = ask::QueryOptions { sql: args.sql, format: args.format.into_query(), output: args.output };
             ask::run(&load()?, args.job.as_deref(), options).await
+        }
+        Verb::Status(StatusArgs { jobs, json, watch }) => {
+            status::run(&load()?, status::StatusOptions { jobs, json, watch }, on_signal(forced)).await
+        }
+        Verb::Health => {
+            println!("{}", server::probe(load()?.server.address).await?);
+            Ok(())
+        }
+        Verb::Metrics => {
+            print!("{}", Metrics::new().listing());
+            Ok(())
         }
         Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
         Verb::Model { what: ModelVerb::Inspect(args) } => blocking(move || inspect::run(&args.model, args.dtype)).await,

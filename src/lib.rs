@@ -26,6 +26,7 @@ pub mod retry;
 pub mod server;
 pub mod sink;
 pub mod source;
+pub mod status;
 pub mod submit;
 pub mod telemetry;
 pub mod tryout;

@@ -4,9 +4,11 @@
 
 mod annotate;
 mod architecture;
+mod chart;
 mod command_line;
 mod crash;
 mod group;
 mod line;
 mod shipped_model;
 mod stage;
+mod status;
