@@ -18,6 +18,7 @@ use crate::bench;
 use crate::check;
 use crate::config::Config;
 use crate::demo;
+use crate::dlq;
 use crate::engine::InferenceError;
 use crate::inspect;
 use crate::job::UnknownJob;
@@ -98,6 +99,12 @@ enum Verb {
     /// Compact, checkpoint and vacuum the tables of the jobs.
     #[command(after_help = "Example: assay upkeep --job product-embedding")]
     Upkeep(JobsArgs),
+    /// List, show and retry dead letters: rejections that nothing has cured since.
+    #[command(after_help = "Example: assay dlq retry --job product-embedding --reason media_not_found")]
+    Dlq {
+        #[command(subcommand)]
+        what: dlq::DlqVerb,
+    },
     /// Look at a model, or try it out.
     #[command(after_help = "Example: assay model inspect models/demo-clip")]
     Model {
@@ -303,6 +310,7 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
             Ok(())
         }
         Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
+        Verb::Dlq { what } => dlq::run(&load()?, what).await,
         Verb::Model { what: ModelVerb::Inspect(args) } => blocking(move || inspect::run(&args.model, args.dtype)).await,
         Verb::Model { what: ModelVerb::Try(args) } => blocking(move || tryout::run(&args)).await,
         Verb::Model { what: ModelVerb::Drift(args) } => blocking(move || bench::drift(&args)).await,

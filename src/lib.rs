@@ -10,6 +10,7 @@ pub mod check;
 pub mod cli;
 pub mod config;
 pub mod demo;
+pub mod dlq;
 pub mod domain;
 pub mod engine;
 pub mod inspect;
