@@ -65,7 +65,8 @@ pub fn is_terminal() -> bool {
     std::io::stderr().is_terminal()
 }
 
-async fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
+/// A session over the tables of all jobs; bare names are those of `job`, or of the only one.
+pub async fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
     register_stores();
     let catalog = JobCatalog::load(&config.jobs).map_err(crate::check::problems_error)?;
     if let Some(name) = job {

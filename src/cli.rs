@@ -20,6 +20,7 @@ use crate::config::Config;
 use crate::demo;
 use crate::dlq;
 use crate::engine::InferenceError;
+use crate::eval;
 use crate::inspect;
 use crate::job::UnknownJob;
 use crate::metrics::Metrics;
@@ -105,6 +106,9 @@ enum Verb {
         #[command(subcommand)]
         what: dlq::DlqVerb,
     },
+    /// Judge the answers of a job by labels, and compare two runs.
+    #[command(after_help = "Example: assay eval --job product-annotation --labels labels.jsonl --against other-prompt")]
+    Eval(eval::EvalArgs),
     /// Look at a model, or try it out.
     #[command(after_help = "Example: assay model inspect models/demo-clip")]
     Model {
@@ -310,6 +314,7 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
             Ok(())
         }
         Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
+        Verb::Eval(args) => eval::run(&load()?, args).await,
         Verb::Dlq { what } => dlq::run(&load()?, what).await,
         Verb::Model { what: ModelVerb::Inspect(args) } => blocking(move || inspect::run(&args.model, args.dtype)).await,
         Verb::Model { what: ModelVerb::Try(args) } => blocking(move || tryout::run(&args)).await,

@@ -13,6 +13,7 @@ pub mod demo;
 pub mod dlq;
 pub mod domain;
 pub mod engine;
+pub mod eval;
 pub mod inspect;
 pub mod job;
 pub mod kv;

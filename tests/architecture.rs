@@ -46,6 +46,7 @@ const ROOMS: &[Room] = &[
     room("check",         6, Rooms::Below,                                                            Crates::Any),
     room("demo",          6, Rooms::BelowAnd(&["app", "ask", "check", "submit"]),                     Crates::Any),
     room("dlq",           6, Rooms::BelowAnd(&["check"]),                                             Crates::Any),
+    room("eval",          6, Rooms::BelowAnd(&["ask", "check"]),                                      Crates::Any),
     room("inspect",       6, Rooms::Below,                                                            Crates::Any),
     room("progress_line", 6, Rooms::Below,                                                            Crates::Any),
     room("server",        6, Rooms::Below,                                                            Crates::Any),
@@ -77,8 +78,8 @@ const HOMES: &[Home] = &[
            reason: "the others know paths, not where models are published" },
     Home { crates: &["image"],                  places: &["media/image.rs", "demo", "bench"],
            reason: "pictures are decoded under limits in one place; demo and bench only encode" },
-    Home { crates: &["anyhow"],                 places: &["app", "ask", "bench", "check", "demo", "dlq", "inspect", "status", "submit",
-                                                         "tryout", "upkeep",
+    Home { crates: &["anyhow"],                 places: &["app", "ask", "bench", "check", "demo", "dlq", "eval", "inspect", "status",
+                                                         "submit", "tryout", "upkeep",
                                                          "cli", "main"],
            reason: "a room says with its own error type what can go wrong" },
 ];

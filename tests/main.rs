@@ -11,6 +11,7 @@ mod command_line;
 mod crash;
 mod crash_points;
 mod dead_letters;
+mod evaluation;
 mod group;
 mod hostile;
 mod line;
