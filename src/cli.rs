@@ -137,6 +137,16 @@ struct DemoArgs {
     /// The same seed draws the same catalogue.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Only write a generated catalogue of this many assets, to train and judge models with: messages, pictures, labels,
+    /// interactions.
+    #[arg(long, value_name = "N", conflicts_with = "assets")]
+    catalogue: Option<usize>,
+    /// Of which split the catalogue is; splits share no seed and no brand.
+    #[arg(long, value_enum, default_value_t = demo::SplitName::Training, requires = "catalogue")]
+    split: demo::SplitName,
+    /// Write a mask for each picture of the catalogue.
+    #[arg(long, requires = "catalogue")]
+    masks: bool,
 }
 
 #[derive(Debug, Args)]
@@ -283,6 +293,10 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
     let path = cli.config.as_deref();
     let load = || Config::load(path).map_err(check::problems_error);
     match cli.verb {
+        Verb::Demo(DemoArgs { dir, catalogue: Some(items), seed, split, masks, .. }) => {
+            let options = demo::MarketOptions { dir, items, seed, split, masks };
+            blocking(move || demo::write_market(&options)).await
+        }
         Verb::Demo(args) => {
             let options = demo::DemoOptions { dir: args.dir, assets: args.assets, seed: args.seed };
             demo::run(options, on_signal(forced)).await

@@ -76,6 +76,39 @@ fn the_demo_leaves_a_folder_that_every_other_verb_can_use() {
 }
 
 #[test]
+fn a_catalogue_can_be_had_by_itself_and_its_folder_must_be_empty() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("catalogue");
+    let flags = ["demo", "--catalogue", "12", "--seed", "3", "--split", "test", "--dir", dir.to_str().unwrap()];
+    let told = succeeded(run(&flags));
+    assert!(told.starts_with("12 assets of the test split with 1"), "{told}");
+    let labels = std::fs::read_to_string(dir.join("labels.jsonl")).unwrap();
+    assert_eq!(labels.lines().count(), 12);
+    let label: Value = serde_json::from_str(labels.lines().next().unwrap()).unwrap();
+    assert!(
+        label["id"].as_str().unwrap().starts_with("test-") && label["ground_truth_category"].is_string(),
+        "{label}"
+    );
+    for name in ["topics/products/0.jsonl", "topics/ads/0.jsonl", "media", "interactions/held_out.jsonl"] {
+        assert!(dir.join(name).exists(), "{name}");
+    }
+    assert!(!dir.join("config.toml").exists() && !dir.join("masks").exists());
+    assert!(failed(run(&flags), 1).contains("is not empty"));
+    failed(run(&["demo", "--split", "test"]), 2);
+    let large = [
+        "demo",
+        "--catalogue",
+        "1",
+        "--seed",
+        "4611686018427387904",
+        "--dir",
+        folder.path().join("x").to_str().unwrap(),
+    ]
+    .map(str::to_owned);
+    assert!(failed(run(&large.each_ref().map(String::as_str)), 1).contains("below 2^62"));
+}
+
+#[test]
 fn mistakes_in_configuration_and_jobs_are_named_with_file_line_and_key() {
     let folder = tempfile::tempdir().unwrap();
     let config = write(&folder.path().join("config.toml"), "jobs = \"jobs\"\n[media]\nconcurency = 3\n");
@@ -158,7 +191,9 @@ fn submit_counts_what_was_delivered_and_names_what_was_left_out() {
 #[test]
 fn completions_and_help_are_printed() {
     assert!(succeeded(run(&["completions", "bash"])).contains("_assay"));
-    for verb in ["demo", "check", "run", "submit", "query", "status", "health", "metrics", "upkeep", "bench", "completions"] {
+    for verb in
+        ["demo", "check", "run", "submit", "query", "status", "health", "metrics", "upkeep", "bench", "completions"]
+    {
         assert!(succeeded(run(&[verb, "--help"])).contains("Example: assay "), "{verb}");
     }
 }

@@ -46,11 +46,10 @@ impl Catalogue {
         let media = directory.join("media");
         make(&media)?;
         let media = fs::canonicalize(&media).map_err(|error| at(&media, error))?;
-        let base = Url::from_directory_path(&media).map_err(|()| at(&media, io::ErrorKind::InvalidInput.into()))?;
-        let place = |name: &str| base.join(name).map_or_else(|_| format!("{base}{name}"), String::from);
+        let place = media_place(&media)?;
 
         let pictures: Vec<&Picture> = self.items.iter().flat_map(|item| &item.pictures).collect();
-        draw_all(&pictures, &media)?;
+        draw_all(&pictures, &|picture| write_file(&media.join(&picture.name), &picture.encode()))?;
         let mut records: Vec<Record> = self.items.iter().map(|item| record(item, &place)).collect();
         let mut extra_pictures = 0;
         if self.faults {
@@ -69,6 +68,12 @@ impl Catalogue {
     }
 }
 
+/// Turns the file name of a picture in this folder, which is absolute, into its url.
+pub(super) fn media_place(media: &Path) -> io::Result<impl Fn(&str) -> String + use<>> {
+    let base = Url::from_directory_path(media).map_err(|()| at(media, io::ErrorKind::InvalidInput.into()))?;
+    Ok(move |name: &str| base.join(name).map_or_else(|_| format!("{base}{name}"), String::from))
+}
+
 /// FNV-1a, because the standard hasher may change with a compiler.
 fn partition(key: &str) -> usize {
     let hash = key
@@ -77,7 +82,7 @@ fn partition(key: &str) -> usize {
     (hash % PARTITIONS as u64) as usize
 }
 
-fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result<PathBuf> {
+pub(super) fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result<PathBuf> {
     make(folder)?;
     for number in 0..PARTITIONS {
         let mine = records.iter().filter(|record| record.kind == kind && partition(&record.key) == number);
@@ -92,7 +97,7 @@ fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result
     Ok(folder.to_owned())
 }
 
-fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) -> io::Result<()> {
+pub(super) fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) -> io::Result<()> {
     let write = || -> io::Result<()> {
         let mut file = BufWriter::new(File::create(path)?);
         for line in lines {
@@ -104,18 +109,12 @@ fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) -> io::Result<()
 }
 
 /// Drawing is pure arithmetic, so every core takes a share.
-fn draw_all(pictures: &[&Picture], folder: &Path) -> io::Result<()> {
+pub(super) fn draw_all<P: Sync>(pictures: &[P], draw: &(dyn Fn(&P) -> io::Result<()> + Sync)) -> io::Result<()> {
     let threads = thread::available_parallelism().map_or(1, usize::from);
     let share = pictures.len().div_ceil(threads).max(1);
     thread::scope(|scope| {
-        let workers: Vec<_> = pictures
-            .chunks(share)
-            .map(|share| {
-                scope.spawn(|| {
-                    share.iter().try_for_each(|picture| write_file(&folder.join(&picture.name), &picture.encode()))
-                })
-            })
-            .collect();
+        let workers: Vec<_> =
+            pictures.chunks(share).map(|share| scope.spawn(|| share.iter().try_for_each(draw))).collect();
         workers.into_iter().try_for_each(|worker| match worker.join() {
             Ok(written) => written,
             Err(panic) => std::panic::resume_unwind(panic),
@@ -123,15 +122,15 @@ fn draw_all(pictures: &[&Picture], folder: &Path) -> io::Result<()> {
     })
 }
 
-fn make(folder: &Path) -> io::Result<()> {
+pub(super) fn make(folder: &Path) -> io::Result<()> {
     fs::create_dir_all(folder).map_err(|error| at(folder, error))
 }
 
-fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
+pub(super) fn write_file(path: &Path, bytes: &[u8]) -> io::Result<()> {
     fs::write(path, bytes).map_err(|error| at(path, error))
 }
 
-fn at(path: &Path, error: io::Error) -> io::Error {
+pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
     io::Error::new(error.kind(), format!("cannot write {}: {error}", path.display()))
 }
 

@@ -7,14 +7,21 @@ mod catalogue;
 mod draw;
 mod faults;
 mod files;
+mod market;
 mod record;
 mod run;
 mod silhouette;
 mod taxonomy;
 mod wording;
+mod write_market;
 
 pub use catalogue::{Catalogue, Item, Truth};
 pub use draw::{Encoding, Picture, Scene};
 pub use files::Written;
+pub use market::{
+    Interaction, Market, MarketFiles, MarketItem, MarketTruth, Photo, Seed, SeedTooLarge, Split, Study, Taste, Test,
+    Training, Validation,
+};
 pub use run::{DemoOptions, run};
 pub use taxonomy::{Category, categories};
+pub use write_market::{MarketOptions, SplitName, write_market};

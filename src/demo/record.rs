@@ -27,17 +27,22 @@ pub(super) fn record(item: &Item, place: &dyn Fn(&str) -> String) -> Record {
     Record { kind: item.kind(), key: item.id.clone(), value: message(item, place), timestamp }
 }
 
-/// The message of an item, with no field that the schemas do not know.
+/// The message of an item.
 pub(super) fn message(item: &Item, place: &dyn Fn(&str) -> String) -> Value {
-    let media: Vec<Value> =
+    let media =
         item.pictures.iter().map(|picture| json!({ "url": place(&picture.name), "role": picture.role })).collect();
-    let mut message = match &item.content {
+    message_of(&item.content, &item.id, media, item.event_time)
+}
+
+/// A message, with no field that the schemas do not know. `event_time` counts seconds since the Unix epoch (UTC).
+pub(super) fn message_of(content: &Content, id: &str, media: Vec<Value>, event_time: i64) -> Value {
+    let mut message = match content {
         Content::Product(product) => json!(product),
         Content::Ad(ad) => json!(ad),
     };
-    message["id"] = json!(item.id);
+    message["id"] = json!(id);
     message["media"] = Value::Array(media);
-    message["event_time"] = json!(rfc3339(item.event_time));
+    message["event_time"] = json!(rfc3339(event_time));
     message
 }
 

@@ -120,7 +120,8 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken) -> Result<()
     Ok(())
 }
 
-fn make_empty(dir: &Path) -> Result<PathBuf> {
+/// The absolute path of a folder, which is made if it is not there.
+pub(super) fn make_empty(dir: &Path) -> Result<PathBuf> {
     let name = || format!("folder {}", dir.display());
     fs::create_dir_all(dir).with_context(name)?;
     if fs::read_dir(dir).with_context(name)?.next().is_some() {

@@ -215,6 +215,21 @@ mod tests {
     }
 
     #[test]
+    fn labels_of_a_generated_catalogue_are_read_as_they_are() {
+        use crate::demo::{Market, Seed, Test};
+        let market = Market::<Test>::generate(Seed::new(1).unwrap(), 40);
+        let text: String = market.truths().map(|truth| format!("{}\n", serde_json::json!(truth))).collect();
+        let labels = read_text(&text, None).unwrap();
+        assert_eq!(labels.len(), 40);
+        for (label, truth) in labels.iter().zip(market.truths()) {
+            assert_eq!((&label.id, label.kind.as_deref()), (&truth.id, Some(truth.kind.as_str())));
+            assert_eq!(label.is_secondhand(), Some(truth.condition == "second_hand"));
+            assert_eq!(label.fields["category"], truth.category.as_str());
+            assert_eq!(label.fields["brand"].as_str(), Some(truth.brand.as_deref().unwrap_or_default()));
+        }
+    }
+
+    #[test]
     fn a_line_that_is_no_label_is_named_and_the_others_are_looked_at_too() {
         let text = "{\"id\":\"a\"}\n[1]\n{\n{\"name\":1}\n{\"id\":\"a\"}\n{\"id\":\"b\",\"category\":\"\"}\n\
                     {\"id\":\"c\",\"brand\":3}\n{\"id\":\"d\",\"ground_truth_is_secondhand\":\"no\"}\n{\"id\":[]}\n";
