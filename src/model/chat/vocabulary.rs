@@ -19,8 +19,12 @@ pub struct Vocabulary {
     full: Tokenizer,
     /// The same without added tokens.
     plain: Tokenizer,
-    /// Added tokens by their spelling, the longest first.
-    added: Vec<(String, u32)>,
+    /// Special tokens by their spelling.
+    special: HashMap<String, u32>,
+    /// Lengths of the spellings, the longest first.
+    special_lengths: Vec<usize>,
+    /// First bytes of the spellings.
+    special_starts: Vec<u8>,
     /// Ids beyond it are unknown to the model.
     size: usize,
 }
@@ -47,9 +51,20 @@ impl Vocabulary {
         let plain = serde_json::to_vec(&json).map_err(|error| malformed(&error))?;
         let plain = Tokenizer::from_bytes(plain).map_err(|error| malformed(&error))?;
         let decoder = full.get_added_tokens_decoder();
-        let mut added: Vec<(String, u32)> = decoder.into_iter().map(|(id, token)| (token.content, id)).collect();
-        added.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.1.cmp(&b.1)));
-        Ok(Self { file, full, plain, added, size })
+        let special: HashMap<String, u32> = decoder
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        let descending = |mut values: Vec<usize>| {
+            values.sort_unstable_by(|a, b| b.cmp(a));
+            values.dedup();
+            values
+        };
+        let special_lengths = descending(special.keys().map(String::len).collect());
+        let starts = descending(special.keys().map(|spelling| usize::from(spelling.as_bytes()[0])).collect());
+        let special_starts = starts.into_iter().map(|byte| byte as u8).collect();
+        Ok(Self { file, full, plain, special, special_lengths, special_starts, size })
     }
 
     /// The id of a token that the family needs.
@@ -72,7 +87,7 @@ impl Vocabulary {
         let mut ids = Vec::new();
         let mut rest = rendered;
         while !rest.is_empty() {
-            let next = self.next_added(rest);
+            let next = self.next_special(rest);
             let text = next.map_or(rest, |(at, _, _)| &rest[..at]);
             if text.contains(|letter| marks.contains_key(&letter)) {
                 let spelled: String = text
@@ -95,7 +110,7 @@ impl Vocabulary {
     pub fn mark(&self, text: &str, marks: &mut HashMap<char, String>) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some((at, length, _)) = self.next_added(rest) {
+        while let Some((at, length, _)) = self.next_special(rest) {
             out.push_str(&rest[..at]);
             let spelled = &rest[at..at + length];
             let known = marks.iter().find(|(_, known)| *known == spelled).map(|(mark, _)| *mark);
@@ -108,10 +123,16 @@ impl Vocabulary {
         out
     }
 
-    /// The first added token in `text`: where, how long, which.
-    fn next_added(&self, text: &str) -> Option<(usize, usize, u32)> {
-        let found = self.added.iter().filter_map(|(token, id)| Some((text.find(token)?, token.len(), *id)));
-        found.min_by_key(|(at, length, _)| (*at, std::cmp::Reverse(*length)))
+    /// The first special token in `text`: where, how long, which. Of several at one place the longest. A look at each
+    /// length, not at each token: a text full of beginnings costs no more than its length allows.
+    fn next_special(&self, text: &str) -> Option<(usize, usize, u32)> {
+        let starts = text.bytes().enumerate().filter(|(_, byte)| self.special_starts.contains(byte));
+        starts.map(|(at, _)| at).find_map(|at| {
+            self.special_lengths.iter().find_map(|length| {
+                let id = self.special.get(text.get(at..at + length)?)?;
+                Some((at, *length, *id))
+            })
+        })
     }
 
     /// The text of ids, without special tokens.
