@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use crate::model::api::ModelError;
@@ -16,8 +16,8 @@ use crate::model::tokenizer::TOKENIZER;
 pub struct Vocabulary {
     file: PathBuf,
     full: Tokenizer,
-    /// The same without added tokens.
-    plain: Tokenizer,
+    /// The same without added tokens; made when a text needs it, which few do.
+    plain: OnceLock<Tokenizer>,
     /// Added tokens by their spelling, the longest first.
     added: Vec<(String, u32)>,
     /// Ids beyond it are unknown to the model.
@@ -38,17 +38,20 @@ impl Vocabulary {
         let mut full = Tokenizer::from_bytes(bytes).map_err(|error| malformed(&error))?;
         full.with_truncation(None).map_err(|error| malformed(&error))?;
         full.with_padding(None);
-        let mut json: Value = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
-        json["added_tokens"] = Value::Array(Vec::new());
-        for part in ["post_processor", "truncation", "padding"] {
-            json[part] = Value::Null;
-        }
-        let plain = serde_json::to_vec(&json).map_err(|error| malformed(&error))?;
-        let plain = Tokenizer::from_bytes(plain).map_err(|error| malformed(&error))?;
         let decoder = full.get_added_tokens_decoder();
         let mut added: Vec<(String, u32)> = decoder.into_iter().map(|(id, token)| (token.content, id)).collect();
         added.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.1.cmp(&b.1)));
-        Ok(Self { file, full, plain, added, size })
+        Ok(Self { file, full, plain: OnceLock::new(), added, size })
+    }
+
+    fn plain(&self) -> &Tokenizer {
+        self.plain.get_or_init(|| {
+            let mut plain = Tokenizer::new(self.full.get_model().clone());
+            let normalised = plain.with_normalizer(self.full.get_normalizer().cloned());
+            normalised.expect("only added tokens are normalised then, and there is none");
+            plain.with_pre_tokenizer(self.full.get_pre_tokenizer().cloned());
+            plain
+        })
     }
 
     /// The id of a token that the family needs.
@@ -78,7 +81,7 @@ impl Vocabulary {
                     .chars()
                     .map(|letter| marks.get(&letter).cloned().unwrap_or_else(|| letter.to_string()))
                     .collect();
-                let encoding = self.plain.encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
+                let encoding = self.plain().encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
                 ids.extend_from_slice(encoding.get_ids());
             } else if !text.is_empty() {
                 ids.extend(self.encode(text, false)?);
