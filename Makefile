@@ -3,15 +3,21 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/assay-target
 # rustup puts cargo here; a shell that was open before does not have it on its path.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 ARGS ?=
+# How long `make chaos` takes, in seconds.
+SECONDS_OF_CHAOS ?= 3600
 
-.PHONY: help demo test ci bench fmt setup
+.PHONY: help demo test chaos ci bench fmt setup
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
 demo: setup ## build, then run the demo (ARGS="--assets 100")
 	cargo build --locked
 	"$(CARGO_TARGET_DIR)/debug/assay" demo $(ARGS)
-test: setup ## unit tests and the integration tests
+test: setup ## unit tests and the integration tests, then image and chart
 	cargo test --locked
+	ASSAY_EXPOSITION="$(CARGO_TARGET_DIR)/exposition" tests/image/check.sh
+	ASSAY_EXPOSITION="$(CARGO_TARGET_DIR)/exposition" tests/helm/lint.sh
+chaos: setup ## an hour of kills, zombies and outages against real servers (SECONDS_OF_CHAOS=600; ASSAY_CHAOS_SEED=7)
+	ASSAY_SERVICES=required ASSAY_CHAOS_SECONDS=$(SECONDS_OF_CHAOS) cargo test --locked --test main -- --ignored --nocapture in_a_long_storm
 ci: ## everything that must pass before a merge
 	.ci/run
 bench: setup ## the pipeline bench, our crate fully optimised, same dependencies

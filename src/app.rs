@@ -4,7 +4,7 @@
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use anyhow::{Context, Result, bail};
 use tokio::task::JoinSet;
@@ -12,8 +12,8 @@ use tokio_util::sync::CancellationToken;
 
 use crate::config::{Config, SourceKind, hub_options};
 use crate::domain::Blame;
-use crate::engine::{Engine, Inference, ModelOptions};
-use crate::job::{JobCatalog, JobSpec, rejections_schema, results_schema};
+use crate::engine::{Engine, Inference, ModelDescription, ModelOptions};
+use crate::job::{EmbeddingInput, JobCatalog, JobSpec, rejections_schema, results_schema};
 use crate::media::{MediaStore, RemoteMedia};
 use crate::metrics::Metrics;
 use crate::model;
@@ -22,7 +22,7 @@ use crate::progress_line::ProgressLine;
 use crate::retry::Backoff;
 use crate::server::{self, Health};
 use crate::sink::{DeltaSink, Sink, register_stores};
-use crate::source::{KafkaSource, ReplaySource, Source};
+use crate::source::{KafkaSource, ReplaySource, Source, SourceError};
 
 /// What `assay run` was asked to do.
 #[derive(Debug, Clone)]
@@ -51,6 +51,8 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     let health = Health::new();
     let server = if run.serve { Some(start_server(config, &metrics, &health, &shutdown).await?) } else { None };
     let engine = Arc::new(start_engine(config, &jobs, &metrics).await?);
+    health.set_started();
+    metrics.start_timestamp_seconds.set(unix_seconds());
     let media: Arc<dyn MediaStore> = Arc::new(RemoteMedia::new(&config.media, metrics.clone())?);
 
     let mut all_parts = Vec::new();
@@ -59,7 +61,6 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
         let building = shutdown.run_until_cancelled(build(config, job, &media, &inference, &metrics));
         all_parts.push(building.await.context("stopped before the tables could be opened")??);
     }
-    health.set_ready(true);
     let stop = shutdown.child_token();
     let result = run_all(&all_parts, run, &stop, &health, engine.as_ref()).await;
     health.set_ready(false);
@@ -72,6 +73,10 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     }
     result?;
     Ok(all_parts.iter().map(|parts| (parts.job.name.clone(), parts.progress.snapshot())).collect())
+}
+
+fn unix_seconds() -> f64 {
+    SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs_f64()
 }
 
 fn select_jobs(config: &Config, names: &[String]) -> Result<Vec<Arc<JobSpec>>> {
@@ -107,16 +112,17 @@ async fn start_engine(config: &Config, jobs: &[Arc<JobSpec>], metrics: &Arc<Metr
         .map(|(name, model)| (name.clone(), model.clone()))
         .collect();
     for job in jobs {
-        if job.annotate.is_some() {
-            bail!("{}", job.problem("annotate", "this build has no generator; only [[embeddings]] can be computed"));
-        }
         if let Some(missing) = job.models().iter().find(|model| !models.contains_key(&***model)) {
             bail!("job {} needs model {missing:?}; list it in the configuration under [models.{missing}]", job.name);
         }
     }
     let (options, metrics) = (config.engine.clone(), metrics.clone());
     let start = move || -> Result<Engine> { Ok(Engine::start(&options, &located(models)?, metrics)?) };
-    tokio::task::spawn_blocking(start).await?
+    let engine = tokio::task::spawn_blocking(start).await??;
+    for job in jobs {
+        check_abilities(job, engine.models())?;
+    }
+    Ok(engine)
 }
 
 /// The same with every path on this machine. Blocking: fetches what is not there yet.
@@ -126,6 +132,26 @@ fn located(mut models: BTreeMap<String, ModelOptions>) -> Result<BTreeMap<String
         model.path = model::locate(&model.path, &hub).with_context(|| format!("models.{name}"))?;
     }
     Ok(models)
+}
+
+/// Refuses a job that asks a model for what it cannot do.
+fn check_abilities(job: &JobSpec, models: &[ModelDescription]) -> Result<()> {
+    let find = |name: &str| models.iter().find(|model| model.name == name);
+    if let Some(model) = job.annotate.as_ref().and_then(|annotate| find(&annotate.model)).filter(|model| !model.generates) {
+        let message = format!("is {:?}, a {} that writes no texts; name a model that generates", model.name, model.architecture);
+        bail!("{}", job.problem("annotate.model", message));
+    }
+    for (index, embedding) in job.embeddings.iter().enumerate() {
+        let own = matches!(embedding.input, EmbeddingInput::Prompt(_));
+        if let Some(model) = find(&embedding.model).filter(|model| !own && !model.embeds) {
+            let message = format!(
+                "is {:?}, a {} that embeds only the prompts it answers; write input = \"prompt\", or name an encoder",
+                model.name, model.architecture
+            );
+            bail!("{}", job.problem(&format!("embeddings[{index}].model"), message));
+        }
+    }
+    Ok(())
 }
 
 /// The parts of one job's pipeline; its tables are created when they do not exist.
@@ -141,12 +167,7 @@ async fn build(
     let results = results_schema(&job, dimensions)?;
     let sink = DeltaSink::new(&job.name, &config.tables, results, rejections_schema(), metrics.clone())?;
     open(&sink, config).await.with_context(|| format!("job {}", job.name))?;
-    let source: Arc<dyn Source> = match config.source.kind {
-        SourceKind::Kafka => {
-            Arc::new(KafkaSource::new(&config.source.kafka, &job.group, &job.topics, metrics.clone(), &job.name)?)
-        }
-        SourceKind::Replay => Arc::new(ReplaySource::new(config.source.replay.clone(), &job.topics)?),
-    };
+    let source = source_of(config, &job, metrics)?;
     Ok(Parts {
         job,
         source,
@@ -161,6 +182,16 @@ async fn build(
         fetch_concurrency: config.media.concurrency,
         inference_window: config.engine.queue,
         grace: config.run.grace,
+    })
+}
+
+/// The source of a job; it connects to nothing before it is started or asked.
+pub fn source_of(config: &Config, job: &JobSpec, metrics: &Arc<Metrics>) -> Result<Arc<dyn Source>, SourceError> {
+    Ok(match config.source.kind {
+        SourceKind::Kafka => {
+            Arc::new(KafkaSource::new(&config.source.kafka, &job.group, &job.topics, metrics.clone(), &job.name)?)
+        }
+        SourceKind::Replay => Arc::new(ReplaySource::new(config.source.replay.clone(), &job.topics)?),
     })
 }
 
@@ -209,6 +240,8 @@ async fn run_all(
                 if !engine.is_alive() {
                     health.set_dead("the device thread has ended");
                 }
+                let is_member = all_parts.iter().all(|parts| parts.source.is_member());
+                health.set_ready(is_member && !stop.is_cancelled());
                 line.draw();
             }
         }

@@ -8,6 +8,7 @@ use std::path::{Path, PathBuf};
 
 use crate::config::{Config, SourceKind};
 use crate::domain::{ColumnType, TableSchema};
+use crate::engine::check_output_schema;
 use crate::job::{JobCatalog, JobSpec, Problem, did_you_mean, join_key, results_schema};
 use crate::model::{HubAddress, is_model};
 
@@ -76,7 +77,7 @@ pub fn mismatches(config: &Config, catalog: &JobCatalog) -> Vec<Problem> {
     problems.extend(replay_files(config));
     for job in catalog.jobs() {
         problems.extend(models_of_job(config, job));
-        problems.extend(generator_of_job(job));
+        problems.extend(output_of_job(job));
         problems.extend(replay_topics_of_job(config, job));
         problems.extend(partitions_of_job(config, job));
     }
@@ -124,7 +125,9 @@ fn replay_files(config: &Config) -> Vec<Problem> {
 
 fn models_of_job(config: &Config, job: &JobSpec) -> Vec<Problem> {
     let embeddings = job.embeddings.iter().enumerate();
-    let named = embeddings.map(|(index, embedding)| (format!("embeddings[{index}].model"), &embedding.model));
+    let embedders = embeddings.map(|(index, embedding)| (format!("embeddings[{index}].model"), &embedding.model));
+    let generator = job.annotate.iter().map(|annotate| ("annotate.model".to_owned(), &annotate.model));
+    let named = embedders.chain(generator);
     let unlisted = named.filter(|(_, model)| !config.models.contains_key(model.as_ref()));
     unlisted
         .map(|(key, model)| {
@@ -135,11 +138,11 @@ fn models_of_job(config: &Config, job: &JobSpec) -> Vec<Problem> {
         .collect()
 }
 
-fn generator_of_job(job: &JobSpec) -> Option<Problem> {
-    job.annotate.as_ref()?;
-    let message = "asks for a generative model, but the engine that is installed has none, only encoders; \
-                   remove the section and use [[embeddings]]";
-    Some(job.problem("annotate", message))
+/// Features of an output schema that no grammar can enforce.
+fn output_of_job(job: &JobSpec) -> Option<Problem> {
+    let annotate = job.annotate.as_ref()?;
+    let refusal = check_output_schema(&annotate.output).err()?;
+    Some(Problem::of_file(&annotate.output_file, refusal))
 }
 
 fn replay_topics_of_job(config: &Config, job: &JobSpec) -> Vec<Problem> {
@@ -248,14 +251,17 @@ mod tests {
     }
 
     #[test]
-    fn a_job_that_needs_a_generator_is_refused() {
+    fn a_generator_must_be_listed_and_its_schema_must_be_one_that_a_grammar_enforces() {
         let house = House::new();
-        house.write("jobs/out.json", r#"{"type": "object", "properties": {"brand": {"type": "string"}}}"#);
+        let unique = r#"{"type": "object", "properties": {"tags": {"type": "array", "uniqueItems": true, "items": {"type": "string"}}}}"#;
+        house.write("jobs/out.json", unique);
         let annotate = "[annotate]\nmodel = \"llama\"\nprompt = \"{body}\"\noutput = \"out.json\"\n";
         house.write("jobs/mugs.toml", &House::job("mugs", annotate));
         let (places, messages) = house.complaints();
-        assert_eq!(places, [place("mugs.toml", 8, "annotate")]);
-        assert!(messages.contains("only encoders"), "{messages}");
+        let files: Vec<&str> = places.iter().map(|(file, _, _)| file.as_str()).collect();
+        assert_eq!(files, ["mugs.toml", "out.json"]);
+        assert_eq!(places[0], place("mugs.toml", 9, "annotate.model"));
+        assert!(messages.contains("uniqueItems"), "{messages}");
     }
 
     #[test]

@@ -6,6 +6,7 @@
 use std::io::IsTerminal;
 use std::path::PathBuf;
 use std::process::ExitCode;
+use std::time::Duration;
 
 use anyhow::{Result, anyhow};
 use clap::{Args, CommandFactory, Parser, Subcommand, ValueEnum};
@@ -17,12 +18,16 @@ use crate::bench;
 use crate::check;
 use crate::config::Config;
 use crate::demo;
+use crate::dlq;
 use crate::engine::InferenceError;
 use crate::inspect;
 use crate::job::UnknownJob;
+use crate::metrics::Metrics;
 use crate::model::Precision;
 use crate::pipeline::{Mode, PipelineError};
 use crate::query;
+use crate::server;
+use crate::status;
 use crate::submit;
 use crate::telemetry::{self, LogFormat};
 use crate::tryout;
@@ -82,9 +87,24 @@ enum Verb {
         after_help = "Example: assay query --format csv \"SELECT reason, count(*) FROM rejections GROUP BY reason\""
     )]
     Query(QueryArgs),
+    /// Say where jobs stand: lag, rate, last commit, workers, rejections; from Kafka and the tables alone.
+    #[command(after_help = "Example: assay status --job product-embedding --watch 5s")]
+    Status(StatusArgs),
+    /// Ask the worker on this machine whether it is alive; for a container's health check.
+    #[command(after_help = "Example: assay health --config config.toml")]
+    Health,
+    /// List the metrics of a worker: name, type, unit, labels, meaning.
+    #[command(after_help = "Example: assay metrics | grep commit")]
+    Metrics,
     /// Compact, checkpoint and vacuum the tables of the jobs.
     #[command(after_help = "Example: assay upkeep --job product-embedding")]
     Upkeep(JobsArgs),
+    /// List, show and retry dead letters: rejections that nothing has cured since.
+    #[command(after_help = "Example: assay dlq retry --job product-embedding --reason media_not_found")]
+    Dlq {
+        #[command(subcommand)]
+        what: dlq::DlqVerb,
+    },
     /// Look at a model, or try it out.
     #[command(after_help = "Example: assay model inspect models/demo-clip")]
     Model {
@@ -120,6 +140,19 @@ struct JobsArgs {
     /// A job's name; may be given several times. Without it, all jobs.
     #[arg(long = "job", value_name = "NAME")]
     jobs: Vec<String>,
+}
+
+#[derive(Debug, Args)]
+struct StatusArgs {
+    /// A job's name; may be given several times. Without it, all jobs.
+    #[arg(long = "job", value_name = "NAME")]
+    jobs: Vec<String>,
+    /// One line of JSON.
+    #[arg(long)]
+    json: bool,
+    /// Ask again and again, this far apart.
+    #[arg(long, value_name = "DURATION", num_args = 0..=1, default_missing_value = "5s", value_parser = humantime::parse_duration)]
+    watch: Option<Duration>,
 }
 
 #[derive(Debug, Args)]
@@ -182,6 +215,8 @@ enum BenchVerb {
     Pipeline(bench::PipelineArgs),
     /// Prefill and decode of a generator by itself, in each number format.
     Model(bench::ModelArgs),
+    /// Structured answers through the engine, whole and with its parts switched off.
+    Engine(bench::EngineArgs),
 }
 
 #[derive(Debug, Subcommand)]
@@ -226,7 +261,7 @@ pub fn main() -> ExitCode {
                     () = forced.cancelled() => Err(anyhow!("stopped by a second signal; the next worker goes on")),
                 }
             });
-            runtime.shutdown_timeout(std::time::Duration::from_secs(2));
+            runtime.shutdown_timeout(Duration::from_secs(2));
             result
         }
         Err(error) => Err(error.into()),
@@ -263,12 +298,25 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
             let options = ask::QueryOptions { sql: args.sql, format: args.format.into_query(), output: args.output };
             ask::run(&load()?, args.job.as_deref(), options).await
         }
+        Verb::Status(StatusArgs { jobs, json, watch }) => {
+            status::run(&load()?, status::StatusOptions { jobs, json, watch }, on_signal(forced)).await
+        }
+        Verb::Health => {
+            println!("{}", server::probe(load()?.server.address).await?);
+            Ok(())
+        }
+        Verb::Metrics => {
+            print!("{}", Metrics::new().listing());
+            Ok(())
+        }
         Verb::Upkeep(args) => upkeep::run(&load()?, &args.jobs).await,
+        Verb::Dlq { what } => dlq::run(&load()?, what).await,
         Verb::Model { what: ModelVerb::Inspect(args) } => blocking(move || inspect::run(&args.model, args.dtype)).await,
         Verb::Model { what: ModelVerb::Try(args) } => blocking(move || tryout::run(&args)).await,
         Verb::Model { what: ModelVerb::Drift(args) } => blocking(move || bench::drift(&args)).await,
         Verb::Bench { what: BenchVerb::Pipeline(args) } => bench::pipeline(args).await,
         Verb::Bench { what: BenchVerb::Model(args) } => blocking(move || bench::model(&args)).await,
+        Verb::Bench { what: BenchVerb::Engine(args) } => blocking(move || bench::engine(&args)).await,
         Verb::Completions { shell } => {
             clap_complete::generate(shell, &mut Cli::command(), "assay", &mut std::io::stdout());
             Ok(())

@@ -7,8 +7,8 @@ use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::random_model;
-use super::scratch::Scratch;
+use super::random_model::{RandomModel, VOCABULARY};
+use super::process::Scratch;
 use crate::config::hub_options;
 use crate::model::{self, ChatProcessor, Drift, GeneratorParts, Message, Observed, Part, Precision, Prompt, Role};
 
@@ -42,7 +42,7 @@ pub fn drift(args: &DriftArgs) -> Result<()> {
         Some(location) => model::locate(location, &hub_options())?,
         None => {
             eprintln!("writing a random model to {}", scratch.path().display());
-            random_model::write_llama(scratch.path(), 1)?;
+            RandomModel::Llama3.write(scratch.path(), 1, false)?;
             scratch.path().to_owned()
         }
     };
@@ -110,7 +110,7 @@ fn prompts(file: Option<&Path>, processor: &dyn ChatProcessor) -> Result<Vec<Pro
 
 fn random_prompts() -> Vec<Prompt> {
     let mut random = ChaCha8Rng::seed_from_u64(1);
-    let mut ids = || (0..RANDOM_LENGTH).map(|_| random.random_range(3..random_model::VOCABULARY as u32)).collect();
+    let mut ids = || (0..RANDOM_LENGTH).map(|_| random.random_range(3..VOCABULARY as u32)).collect();
     let positions: Vec<[u32; 3]> = (0..RANDOM_LENGTH as u32).map(|position| [position; 3]).collect();
     let prompt = |ids| Prompt { ids, positions: positions.clone(), position_offset: 0, images: Vec::new() };
     (0..RANDOM_PROMPTS).map(|_| prompt(ids())).collect()

@@ -3,7 +3,7 @@
 //! Every case runs in a process of its own, in turns, so that memory is its own and a slow moment of the machine hits all.
 
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
@@ -13,8 +13,8 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::memory::peak_mebibytes;
-use super::random_model;
-use super::scratch::Scratch;
+use super::process::{Scratch, median_by, said};
+use super::random_model::RandomModel;
 use crate::config::hub_options;
 use crate::kv::{BLOCK, BlockId, KvStore};
 use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
@@ -77,12 +77,12 @@ pub fn model(args: &ModelArgs) -> Result<()> {
         println!("{}", serde_json::to_string(&measure(args)?)?);
         return Ok(());
     }
-    let scratch = Scratch::new("bench-model")?;
+    let scratch = Scratch::new("model")?;
     let directory = match &args.model {
         Some(location) => model::locate(location, &hub_options())?,
         None => {
             eprintln!("writing a random model to {}", scratch.path().display());
-            random_model::write_llama(scratch.path(), 1)?;
+            RandomModel::Llama3.write(scratch.path(), 1, false)?;
             scratch.path().to_owned()
         }
     };
@@ -110,11 +110,7 @@ pub fn model(args: &ModelArgs) -> Result<()> {
 }
 
 fn median(rounds: &[Vec<Measured>], case: usize) -> Measured {
-    let middle = |value: fn(&Measured) -> f64| {
-        let mut values: Vec<f64> = rounds.iter().map(|cases| value(&cases[case])).collect();
-        values.sort_by(f64::total_cmp);
-        values[values.len() / 2]
-    };
+    let middle = |value: fn(&Measured) -> f64| median_by(rounds.iter().map(|cases| value(&cases[case])));
     Measured {
         case: rounds[0][case].case.clone(),
         prefill_tokens_per_second: middle(|case| case.prefill_tokens_per_second),
@@ -161,17 +157,6 @@ fn sizes(args: &ModelArgs) -> Vec<String> {
         .into_iter()
         .flat_map(|(flag, value)| [flag.to_owned(), value.to_string()])
         .collect()
-}
-
-/// The last line that a case's process prints.
-fn said(mut command: Command, name: &str) -> Result<Measured> {
-    let output = command.stderr(Stdio::inherit()).output().with_context(|| format!("{name} cannot be started"))?;
-    if !output.status.success() {
-        bail!("measuring {name} ended with {}", output.status);
-    }
-    let text = String::from_utf8_lossy(&output.stdout);
-    let line = text.lines().last().with_context(|| format!("{name} printed no figures"))?;
-    serde_json::from_str(line).with_context(|| format!("{name} printed {line:?}"))
 }
 
 fn measure(args: &ModelArgs) -> Result<Measured> {

@@ -6,11 +6,14 @@
 
 use std::any::Any;
 use std::sync::Arc;
+use std::time::Duration;
 
 use async_trait::async_trait;
+use serde_json::Value;
 
-/// What one asset asks of the models: each task yields one vector.
-/// Generation of structured answers joins this enumeration as a further kind of task.
+pub use super::sampler::Sampling;
+
+/// What one asset asks of the models.
 #[derive(Debug, Clone)]
 pub struct Request {
     pub tasks: Vec<Task>,
@@ -21,6 +24,55 @@ pub struct Request {
 pub enum Task {
     EmbedText { model: Arc<str>, text: String },
     EmbedImage { model: Arc<str>, image: Arc<Image> },
+    Generate(Generation),
+}
+
+impl Task {
+    /// The name of the model that it asks.
+    pub fn model(&self) -> &Arc<str> {
+        match self {
+            Self::EmbedText { model, .. } | Self::EmbedImage { model, .. } => model,
+            Self::Generate(generation) => &generation.model,
+        }
+    }
+}
+
+/// A text to be written by a generative model, and what is wanted of its prompt beside it.
+#[derive(Debug, Clone)]
+pub struct Generation {
+    pub model: Arc<str>,
+    /// The system message. Requests with the same one share its computation.
+    pub instruction: Option<Arc<str>>,
+    /// Shown before the prompt, in order.
+    pub images: Vec<Arc<Image>>,
+    pub prompt: String,
+    /// What the answer must be; without it any text.
+    pub output: Option<OutputSchema>,
+    pub sampling: Sampling,
+    /// The most tokens of the answer.
+    pub max_tokens: usize,
+    /// The longest time from the first computation to the end of the answer; an answer in JSON is closed then.
+    pub deadline: Option<Duration>,
+    /// Whether the prompt's own hidden state is wanted as an embedding.
+    pub pooling: Option<Pooling>,
+}
+
+/// The JSON that an answer must be.
+#[derive(Debug, Clone)]
+pub struct OutputSchema {
+    /// A JSON Schema; [`super::check_output_schema`] says which can be enforced.
+    pub schema: Arc<Value>,
+    /// What the schema's `x-assay-choices` name: values that differ from asset to asset.
+    pub choices: Vec<(String, Vec<String>)>,
+}
+
+/// Which hidden states of a prompt, after the last norm, make its embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// That of the prompt's last token.
+    Last,
+    /// The mean over the tokens that follow the instruction.
+    Mean,
 }
 
 /// 8-bit RGB, rows from the top, no padding: `width * height * 3` bytes.
@@ -52,13 +104,17 @@ impl Prepared {
 /// The result of one request.
 #[derive(Debug, Clone, PartialEq)]
 pub struct Answer {
-    /// One unit-length vector per task, in the request's order.
+    /// One unit-length vector for each task that yields one, in the request's order.
     pub embeddings: Vec<Vec<f32>>,
+    /// One text for each generation, in the request's order.
+    pub texts: Vec<String>,
     pub prompt_tokens: u32,
+    /// Tokens of the texts, those that the schema left no choice in included.
     pub completion_tokens: u32,
     /// This request's share, by tokens, of the device time of its batches, in seconds.
     pub device_seconds: f64,
-    /// `embedded` for encoder tasks.
+    /// `embedded` without a generation; else `stop`, `length` (the answer was closed because its tokens ran out) or
+    /// `deadline` (closed because its time did).
     pub finish_reason: &'static str,
 }
 
@@ -73,6 +129,8 @@ pub struct ModelDescription {
     pub fingerprint: String,
     /// Length of its embeddings.
     pub dimensions: usize,
+    pub embeds: bool,
+    pub generates: bool,
 }
 
 /// The models of a process.
@@ -100,6 +158,11 @@ pub enum InferenceError {
     Unsupported { model: String, detail: String },
     #[error("model {model:?} got an input that it cannot use: {detail}")]
     BadInput { model: String, detail: String },
+    /// The asset leaves the model nothing to choose from.
+    #[error("model {model:?} has no answer to choose: {detail}")]
+    NoChoices { model: String, detail: String },
+    #[error("model {model:?} was still at it after {within:?}, before the first token of its answer")]
+    Deadline { model: String, within: Duration },
     #[error("model {model:?} answered with {detail}")]
     BadOutput { model: String, detail: String },
     /// The device thread has ended; the process must be replaced.
@@ -112,6 +175,8 @@ impl InferenceError {
     pub fn asset_reason(&self) -> Option<&'static str> {
         match self {
             Self::BadInput { .. } => Some("model_input"),
+            Self::NoChoices { .. } => Some("no_choices"),
+            Self::Deadline { .. } => Some("inference_deadline"),
             Self::BadOutput { .. } => Some("model_output"),
             Self::UnknownModel { .. } | Self::Unsupported { .. } | Self::Dead { .. } => None,
         }

@@ -1,60 +1,24 @@
-//! The device thread: owns the models by value, packs waiting requests into batches and answers each one.
+//! The device thread: takes requests in, lets encoders and generators work in turn, and answers each request.
 //!
-//! It knows no product and no configuration. Invariants: only this thread touches a model; an input that fails is found
-//! by running its batch again one by one, so it fails alone; when the device itself no longer works the thread ends,
+//! It knows no product and no configuration. Invariants: only this thread touches a model; a request is answered once,
+//! as soon as its last part is done or its first part has failed; when the device itself no longer works the thread ends,
 //! and nobody's asset is blamed.
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::Arc;
 use std::sync::mpsc::{Receiver, RecvTimeoutError, TryRecvError};
-use std::time::{Duration, Instant};
+use std::time::Instant;
 
 use prometheus::IntGauge;
 use tokio::sync::{OwnedSemaphorePermit, oneshot};
 
 use super::api::{Answer, InferenceError};
 use super::batch::Batcher;
+use super::encoders::{Content, EncoderInput, Encoders};
+use super::generation::{PreparedGeneration, Writer};
 use super::options::Options;
+use super::settled::{Done, Place, Settled};
 use crate::metrics::Metrics;
-use crate::model::{Encoder, ModelError, Pixels, TokenIds};
-
-/// A model as the device thread owns it.
-pub struct DeviceModel {
-    pub name: String,
-    pub encoder: Box<dyn Encoder>,
-    /// An input that is known to work: when even this fails, it is the device that is broken.
-    pub probe: Content,
-}
-
-/// One input of a prepared request.
-pub struct Input {
-    /// Index of its model.
-    pub model: usize,
-    pub content: Content,
-}
-
-/// Equal pictures of a request share their pixels.
-pub enum Content {
-    Text(TokenIds),
-    Image(Arc<Pixels>),
-}
-
-impl Content {
-    pub fn cost(&self) -> u32 {
-        match self {
-            Self::Text(ids) => ids.cost(),
-            Self::Image(pixels) => pixels.cost,
-        }
-    }
-
-    /// The rows of this one input, which is one row.
-    pub fn embed_alone(&self, encoder: &mut dyn Encoder) -> Result<Vec<Vec<f32>>, ModelError> {
-        match self {
-            Self::Text(ids) => encoder.embed_texts(&[ids]),
-            Self::Image(pixels) => encoder.embed_images(&[pixels]),
-        }
-    }
-}
 
 /// Counts a request as waiting until it is dropped.
 pub struct WaitingMark(IntGauge);
@@ -72,252 +36,281 @@ impl Drop for WaitingMark {
     }
 }
 
+/// One task of a prepared request.
+pub enum Input {
+    Encode {
+        /// Index of its model.
+        model: usize,
+        content: Content,
+    },
+    Generate {
+        model: usize,
+        generation: Box<PreparedGeneration>,
+    },
+}
+
+impl Input {
+    /// Tokens that the device reads for it.
+    pub fn cost(&self) -> u32 {
+        match self {
+            Self::Encode { content, .. } => content.cost(),
+            Self::Generate { generation, .. } => generation.prompt_tokens(),
+        }
+    }
+}
+
 /// A request on its way to the device.
 pub struct Job {
     pub inputs: Vec<Input>,
     pub tokens: u32,
     pub reply: oneshot::Sender<Result<Answer, InferenceError>>,
     pub waiting: WaitingMark,
-    /// Its place in the queue, given back when its batch begins.
+    /// Its place in the queue, given back when its batch begins; with a generation, when it is answered.
     pub place: OwnedSemaphorePermit,
 }
 
-/// A job whose batch runs.
-struct Running {
-    inputs: Vec<Input>,
-    tokens: u32,
+/// A request that is being worked on.
+struct Open {
     reply: oneshot::Sender<Result<Answer, InferenceError>>,
-    embeddings: Vec<Option<Vec<f32>>>,
-    failure: Option<InferenceError>,
+    done: Vec<Option<Done>>,
+    left: usize,
+    tokens: u32,
     device_seconds: f64,
+    /// Models that write for it.
+    writers: HashSet<usize>,
+    entrance: Option<(WaitingMark, OwnedSemaphorePermit)>,
 }
 
 /// All that the device thread owns.
 pub struct DeviceLoop {
-    models: Vec<DeviceModel>,
+    encoders: Encoders,
+    /// By the index of their model.
+    writers: HashMap<usize, Writer>,
     jobs: Receiver<Job>,
-    batcher: Batcher<Job>,
-    running: Vec<Running>,
+    /// Encoder inputs, those of one request together.
+    batcher: Batcher<Vec<EncoderInput>>,
+    open: HashMap<u64, Open>,
+    next: u64,
+    /// No more requests can come.
+    closed: bool,
     metrics: Arc<Metrics>,
 }
 
-/// Where an input stands: its job in the batch, its place in the job.
-type Place = (usize, usize);
-
-/// Inputs of one model and one kind, computed together.
-struct Group {
-    model: usize,
-    places: Vec<Place>,
-}
-
 impl DeviceLoop {
-    pub fn new(models: Vec<DeviceModel>, jobs: Receiver<Job>, options: &Options, metrics: Arc<Metrics>) -> Self {
+    pub fn new(
+        encoders: Encoders,
+        writers: HashMap<usize, Writer>,
+        jobs: Receiver<Job>,
+        options: &Options,
+        metrics: Arc<Metrics>,
+    ) -> Self {
         let batcher = Batcher::new(options.batch_tokens, options.max_wait);
-        Self { models, jobs, batcher, running: Vec::new(), metrics }
+        Self { encoders, writers, jobs, batcher, open: HashMap::new(), next: 0, closed: false, metrics }
     }
 
     /// Runs until every sender is gone and all that waited is answered; or ends early, with the reason, when the device
     /// no longer works. May panic; the caller catches it.
     pub fn run(&mut self) -> Result<(), String> {
-        while self.gather() {
-            let batch = self.batcher.take();
-            self.begin(batch);
-            self.compute()?;
-            self.answer();
+        while self.receive() {
+            self.forget_abandoned();
+            self.encode()?;
+            self.write()?;
         }
         Ok(())
     }
 
-    /// Waits until a batch is due. False when no more can come.
-    fn gather(&mut self) -> bool {
+    /// Waits until there is something to do. False when everything is done and no more can come.
+    fn receive(&mut self) -> bool {
         loop {
             match self.jobs.try_recv() {
                 Ok(job) => {
-                    let tokens = job.tokens;
-                    self.batcher.push(job, tokens, Instant::now());
+                    self.take_in(job);
                     if self.batcher.is_due(Instant::now()) {
                         return true;
                     }
                     continue;
                 }
-                Err(TryRecvError::Disconnected) => return !self.batcher.is_empty(),
+                Err(TryRecvError::Disconnected) => {
+                    self.closed = true;
+                    return !self.batcher.is_empty() || self.is_writing();
+                }
                 Err(TryRecvError::Empty) => {}
             }
             let now = Instant::now();
             let received = match self.batcher.due_at(now) {
+                _ if self.is_writing() => return true,
                 Some(due) if due <= now => return true,
                 Some(due) => self.jobs.recv_timeout(due - now),
                 None => self.jobs.recv().map_err(|_| RecvTimeoutError::Disconnected),
             };
             match received {
-                Ok(job) => {
-                    let tokens = job.tokens;
-                    self.batcher.push(job, tokens, Instant::now());
-                }
+                Ok(job) => self.take_in(job),
                 Err(RecvTimeoutError::Timeout) => return true,
-                Err(RecvTimeoutError::Disconnected) => return !self.batcher.is_empty(),
+                // The next look says what is left.
+                Err(RecvTimeoutError::Disconnected) => {}
             }
         }
     }
 
-    /// Frees the queue's places and leaves out whom nobody waits for any more.
-    fn begin(&mut self, batch: Vec<Job>) {
-        let wanted = batch.into_iter().filter(|job| !job.reply.is_closed());
-        self.running = wanted
-            .map(|job| {
-                let Job { inputs, tokens, reply, waiting, place } = job;
-                drop((waiting, place));
-                let embeddings = vec![None; inputs.len()];
-                Running { inputs, tokens, reply, embeddings, failure: None, device_seconds: 0.0 }
-            })
-            .collect();
-        if !self.running.is_empty() {
-            let tokens: u64 = self.running.iter().map(|job| u64::from(job.tokens)).sum();
-            self.metrics.batch_tokens.observe(tokens as f64);
-            tracing::debug!(requests = self.running.len(), tokens, "batch begins");
-        }
+    fn is_writing(&self) -> bool {
+        self.writers.values().any(|writer| !writer.is_idle())
     }
 
-    fn compute(&mut self) -> Result<(), String> {
-        for group in self.groups() {
-            let started = Instant::now();
-            let outcome = self.compute_group(&group);
-            self.charge(&group, started.elapsed());
-            outcome?;
+    fn take_in(&mut self, job: Job) {
+        let Job { inputs, tokens, reply, waiting, place } = job;
+        let request = self.next;
+        self.next += 1;
+        let open = Open {
+            reply,
+            done: vec![None; inputs.len()],
+            left: inputs.len(),
+            tokens,
+            device_seconds: 0.0,
+            writers: HashSet::new(),
+            entrance: Some((waiting, place)),
+        };
+        self.open.insert(request, open);
+        if inputs.is_empty() {
+            return self.answer_if_done(request);
         }
-        Ok(())
-    }
-
-    /// The batch by model and kind, in order of first appearance. The waiting inputs keep their order.
-    fn groups(&self) -> Vec<Group> {
-        let mut index: HashMap<(usize, bool), usize> = HashMap::new();
-        let mut groups: Vec<Group> = Vec::new();
-        for (job, running) in self.running.iter().enumerate() {
-            for (position, input) in running.inputs.iter().enumerate() {
-                let kind = (input.model, matches!(input.content, Content::Image(_)));
-                let group = *index.entry(kind).or_insert_with(|| {
-                    groups.push(Group { model: input.model, places: Vec::new() });
-                    groups.len() - 1
-                });
-                groups[group].places.push((job, position));
+        let (mut encoding, mut cost) = (Vec::new(), 0_u32);
+        for (task, input) in inputs.into_iter().enumerate() {
+            let place = Place { request, task };
+            match input {
+                Input::Encode { model, content } => {
+                    cost = cost.saturating_add(content.cost());
+                    encoding.push(EncoderInput { place, model, content });
+                }
+                Input::Generate { model, generation } => self.start_writing(place, model, generation),
             }
         }
-        groups
-    }
-
-    fn compute_group(&mut self, group: &Group) -> Result<(), String> {
-        match self.forward(group.model, &group.places) {
-            Ok(rows) => {
-                self.keep(group, &group.places, rows);
-                Ok(())
-            }
-            Err(error) => {
-                let model = &self.models[group.model].name;
-                tracing::warn!(model, inputs = group.places.len(), %error, "batch failed; running its inputs one by one");
-                self.compute_one_by_one(group)
-            }
+        // A generation that was refused at once has taken its request with it.
+        if !encoding.is_empty() && self.open.contains_key(&request) {
+            self.batcher.push(encoding, cost, Instant::now());
         }
     }
 
-    fn compute_one_by_one(&mut self, group: &Group) -> Result<(), String> {
-        for place in &group.places {
-            let places = std::slice::from_ref(place);
-            match self.forward(group.model, places) {
-                Ok(rows) => self.keep(group, places, rows),
-                Err(error) => {
-                    self.check_device(group.model)?;
-                    let model = self.models[group.model].name.clone();
-                    self.running[place.0].fail(match error {
-                        ModelError::Input { detail } => InferenceError::BadInput { model, detail },
-                        other => InferenceError::BadOutput { model, detail: other.to_string() },
-                    });
+    fn start_writing(&mut self, place: Place, model: usize, generation: Box<PreparedGeneration>) {
+        let writer = self.writers.get_mut(&model).expect("generations are prepared for generators alone");
+        match writer.start(place, generation) {
+            Ok(()) => {
+                if let Some(open) = self.open.get_mut(&place.request) {
+                    open.writers.insert(model);
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// Tells a bad input from a broken device.
-    fn check_device(&mut self, model: usize) -> Result<(), String> {
-        let DeviceModel { name, encoder, probe } = &mut self.models[model];
-        match probe.embed_alone(encoder.as_mut()) {
-            Ok(_) => Ok(()),
-            Err(error) => Err(format!("model {name:?} fails even on a known input: {error}")),
+            Err(failure) => self.settle(Settled { place, result: Err(failure), device_seconds: 0.0 }),
         }
     }
 
-    /// One row for each place, in order. Pixels that several places share are computed once.
-    fn forward(&mut self, model: usize, places: &[Place]) -> Result<Vec<Vec<f32>>, ModelError> {
-        let mut texts = Vec::new();
-        let mut images: Vec<&Pixels> = Vec::new();
-        let mut row_of: HashMap<*const Pixels, usize> = HashMap::new();
-        let mut rows = Vec::with_capacity(places.len());
-        for (job, position) in places {
-            match &self.running[*job].inputs[*position].content {
-                Content::Text(ids) => {
-                    rows.push(texts.len());
-                    texts.push(ids);
-                }
-                Content::Image(pixels) => {
-                    rows.push(*row_of.entry(Arc::as_ptr(pixels)).or_insert_with(|| {
-                        images.push(pixels);
-                        images.len() - 1
-                    }));
-                }
+    /// Leaves out whom nobody waits for any more.
+    fn forget_abandoned(&mut self) {
+        if !self.is_writing() {
+            return;
+        }
+        let abandoned = self.open.iter().filter(|(_, open)| !open.writers.is_empty() && open.reply.is_closed());
+        for request in abandoned.map(|(request, _)| *request).collect::<Vec<_>>() {
+            self.close(request);
+        }
+    }
+
+    /// Forgets a request; what is still written for it is cancelled.
+    fn close(&mut self, request: u64) -> Option<Open> {
+        let open = self.open.remove(&request)?;
+        for model in &open.writers {
+            if let Some(writer) = self.writers.get_mut(model) {
+                writer.cancel(request);
             }
         }
-        let encoder = &mut self.models[model].encoder;
-        let computed = if images.is_empty() { encoder.embed_texts(&texts)? } else { encoder.embed_images(&images)? };
-        Ok(rows.into_iter().map(|row| computed[row].clone()).collect())
+        Some(open)
     }
 
-    fn keep(&mut self, group: &Group, places: &[Place], rows: Vec<Vec<f32>>) {
-        for ((job, position), row) in places.iter().zip(rows) {
-            if row.iter().all(|value| value.is_finite()) {
-                self.running[*job].embeddings[*position] = Some(row);
+    fn encode(&mut self) -> Result<(), String> {
+        if self.batcher.is_empty() || !(self.closed || self.batcher.is_due(Instant::now())) {
+            return Ok(());
+        }
+        let mut batch = Vec::new();
+        for inputs in self.batcher.take() {
+            let Some(request) = inputs.first().map(|input| input.place.request) else { continue };
+            let Some(open) = self.open.get_mut(&request) else { continue };
+            if open.writers.is_empty() {
+                open.entrance = None;
+            }
+            if open.reply.is_closed() {
+                self.close(request);
             } else {
-                let model = self.models[group.model].name.clone();
-                let detail = "a vector that holds values which are no numbers".to_owned();
-                self.running[*job].fail(InferenceError::BadOutput { model, detail });
+                batch.extend(inputs);
+            }
+        }
+        if batch.is_empty() {
+            return Ok(());
+        }
+        let tokens: u64 = batch.iter().map(|input| u64::from(input.content.cost())).sum();
+        self.metrics.batch_tokens.observe(tokens as f64);
+        tracing::debug!(inputs = batch.len(), tokens, "batch begins");
+        for settled in self.encoders.compute(batch)? {
+            self.settle(settled);
+        }
+        Ok(())
+    }
+
+    fn write(&mut self) -> Result<(), String> {
+        let mut all = Vec::new();
+        for writer in self.writers.values_mut().filter(|writer| !writer.is_idle()) {
+            all.extend(writer.step(Instant::now())?);
+        }
+        for settled in all {
+            self.settle(settled);
+        }
+        Ok(())
+    }
+
+    /// Keeps a result. The first failure of a request is its answer.
+    fn settle(&mut self, settled: Settled) {
+        let Settled { place, result, device_seconds } = settled;
+        match result {
+            Ok(done) => {
+                if let Some(open) = self.open.get_mut(&place.request) {
+                    open.device_seconds += device_seconds;
+                    open.done[place.task] = Some(done);
+                    open.left -= 1;
+                    self.answer_if_done(place.request);
+                }
+            }
+            Err(failure) => {
+                if let Some(open) = self.close(place.request) {
+                    // Whoever stopped waiting meanwhile wants no answer.
+                    let _ = open.reply.send(Err(failure));
+                }
             }
         }
     }
 
-    /// Shares the group's time among its requests by tokens.
-    fn charge(&mut self, group: &Group, elapsed: Duration) {
-        let seconds = elapsed.as_secs_f64();
-        let model = &self.models[group.model].name;
-        self.metrics.device_seconds_total.with_label_values(&[model.as_str()]).inc_by(seconds);
-        let cost = |(job, position): &Place| f64::from(self.running[*job].inputs[*position].content.cost());
-        let costs: Vec<f64> = group.places.iter().map(cost).collect();
-        let total: f64 = costs.iter().sum::<f64>().max(1.0);
-        for ((job, _), cost) in group.places.iter().zip(costs) {
-            self.running[*job].device_seconds += seconds * cost / total;
+    fn answer_if_done(&mut self, request: u64) {
+        if self.open.get(&request).is_none_or(|open| open.left > 0) {
+            return;
         }
-    }
-
-    fn answer(&mut self) {
-        for running in self.running.drain(..) {
-            let Running { tokens, reply, embeddings, failure, device_seconds, .. } = running;
-            let result = match failure {
-                Some(failure) => Err(failure),
-                None => Ok(Answer {
-                    embeddings: embeddings.into_iter().flatten().collect(),
-                    prompt_tokens: tokens,
-                    completion_tokens: 0,
-                    device_seconds,
-                    finish_reason: "embedded",
-                }),
-            };
-            // Whoever stopped waiting meanwhile wants no answer.
-            let _ = reply.send(result);
+        if let Some(open) = self.open.remove(&request) {
+            let answer = answer(open.done, open.tokens, open.device_seconds);
+            let _ = open.reply.send(Ok(answer));
         }
     }
 }
 
-impl Running {
-    /// The first failure is the one that is told.
-    fn fail(&mut self, failure: InferenceError) {
-        self.failure.get_or_insert(failure);
+fn answer(done: Vec<Option<Done>>, prompt_tokens: u32, device_seconds: f64) -> Answer {
+    let (embeddings, texts) = (Vec::new(), Vec::new());
+    let finish_reason = "embedded";
+    let mut answer =
+        Answer { embeddings, texts, prompt_tokens, completion_tokens: 0, device_seconds, finish_reason };
+    for done in done.into_iter().flatten() {
+        match done {
+            Done::Vector(vector) => answer.embeddings.push(vector),
+            Done::Text(written) => {
+                answer.embeddings.extend(written.vector);
+                answer.texts.push(written.text);
+                answer.completion_tokens += u32::try_from(written.tokens).unwrap_or(u32::MAX);
+                answer.finish_reason = written.finish.as_str();
+            }
+        }
     }
+    answer
 }

@@ -1,6 +1,6 @@
 //! The engine as the rest of the process holds it: loads the models, starts the device thread, passes requests on.
 //!
-//! It knows no product and no tensor. Invariants: at most `queue` requests wait for the device, further callers wait
+//! It knows no product and no tensor. Invariants: at most `queue` requests are with the device, further callers wait
 //! outside; once the device thread has ended every waiting and every later call is answered with `Dead`.
 
 use std::collections::{BTreeMap, HashMap};
@@ -14,21 +14,17 @@ use async_trait::async_trait;
 use tokio::sync::{Semaphore, oneshot};
 
 use super::api::{Answer, Image, Inference, InferenceError, ModelDescription, Prepared, Request, Task};
-use super::device_loop::{Content, DeviceLoop, DeviceModel, Input, Job, WaitingMark};
+use super::device_loop::{DeviceLoop, Input, Job, WaitingMark};
+use super::encoders::Content;
 use super::options::{EngineError, ModelOptions, Options};
+use super::starting::{LoadedModel, Sides, load, start_device};
 use crate::metrics::Metrics;
-use crate::model::{self, Encoder, ModelError, Picture, Pixels, Processor};
-
-/// The text that every model which takes texts must be able to embed.
-const PROBE_TEXT: &str = "a picture";
-
-/// The picture that a model which takes only pictures must be able to embed.
-const PROBE_PICTURE: Picture<'_> = Picture { width: 2, height: 2, rgb: &[127; 12] };
+use crate::model::{ModelError, Picture, Pixels};
 
 /// The running engine. Dropping it lets the device thread finish what waits, without anybody waiting for it.
 pub struct Engine {
     descriptions: Vec<ModelDescription>,
-    processors: Vec<Arc<dyn Processor>>,
+    sides: Vec<Sides>,
     index: HashMap<String, usize>,
     /// None once the engine was shut down.
     jobs: Mutex<Option<SyncSender<Job>>>,
@@ -37,13 +33,6 @@ pub struct Engine {
     ended: Arc<OnceLock<String>>,
     thread: Mutex<Option<(JoinHandle<()>, Receiver<()>)>>,
     metrics: Arc<Metrics>,
-}
-
-/// A loaded model before it is taken apart for its two sides.
-struct Model {
-    description: ModelDescription,
-    processor: Arc<dyn Processor>,
-    encoder: Box<dyn Encoder>,
 }
 
 /// What [`Prepared`] holds for this engine.
@@ -57,54 +46,24 @@ impl Engine {
         models: &BTreeMap<String, ModelOptions>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        let device = model::open_device(&options.device).map_err(EngineError::Device)?;
-        let mut loaded = Vec::new();
-        for (name, from) in models {
-            let parts = model::load(&from.path, from.dtype, &device)
-                .map_err(|source| EngineError::Model { name: name.clone(), source: Box::new(source) })?;
-            let Some(both) = parts.encoder else {
-                return Err(EngineError::NoEncoder { name: name.clone(), architecture: parts.architecture });
-            };
-            let description = ModelDescription {
-                name: name.clone(),
-                architecture: parts.architecture,
-                fingerprint: parts.fingerprint,
-                dimensions: both.encoder.dimensions(),
-            };
-            tracing::info!(
-                model = name,
-                architecture = description.architecture,
-                fingerprint = description.fingerprint,
-                dimensions = description.dimensions,
-                "model loaded"
-            );
-            loaded.push(Model { description, processor: both.processor, encoder: both.encoder });
-        }
+        options.check()?;
+        let loaded = load(options, models)?;
         Self::with_models(options, loaded, metrics)
     }
 
-    fn with_models(options: &Options, models: Vec<Model>, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
-        if options.queue == 0 {
-            return Err(EngineError::Zero { key: "queue" });
-        }
-        if options.batch_tokens == 0 {
-            return Err(EngineError::Zero { key: "batch_tokens" });
-        }
-        let (mut descriptions, mut processors, mut on_device) = (Vec::new(), Vec::new(), Vec::new());
-        for model in models {
-            on_device.push(probed(&model.description.name, model.encoder, model.processor.as_ref())?);
-            descriptions.push(model.description);
-            processors.push(model.processor);
-        }
+    /// The same with models that were loaded before.
+    pub(super) fn with_models(options: &Options, models: Vec<LoadedModel>, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
+        options.check()?;
+        let descriptions: Vec<ModelDescription> = models.iter().map(|model| model.description.clone()).collect();
         let index = descriptions.iter().enumerate().map(|(at, model)| (model.name.clone(), at)).collect();
         let (sender, receiver) = sync_channel(options.queue);
         let places = Arc::new(Semaphore::new(options.queue));
         let ended = Arc::new(OnceLock::new());
-        let device = DeviceLoop::new(on_device, receiver, options, metrics.clone());
+        let (device, sides) = start_device(options, models, receiver, &metrics)?;
         let thread = spawn(device, ended.clone(), places.clone(), metrics.clone())?;
         Ok(Self {
             descriptions,
-            processors,
+            sides,
             index,
             jobs: Mutex::new(Some(sender)),
             places,
@@ -135,13 +94,46 @@ impl Engine {
         InferenceError::Dead { detail }
     }
 
-    fn model(&self, name: &str) -> Result<(usize, &dyn Processor), InferenceError> {
+    fn model(&self, name: &str) -> Result<(usize, &Sides), InferenceError> {
         match self.index.get(name) {
-            Some(index) => Ok((*index, self.processors[*index].as_ref())),
+            Some(index) => Ok((*index, &self.sides[*index])),
             None => Err(InferenceError::UnknownModel { model: name.to_owned() }),
         }
     }
+
+    /// The device's input for one task. Equal pictures of a request share their pixels through `seen`.
+    fn input<'r>(&self, task: &'r Task, seen: &mut Vec<SeenImage<'r>>) -> Result<Input, InferenceError> {
+        let name: &str = task.model();
+        let (model, sides) = self.model(name)?;
+        let lacks = |detail: &str| {
+            let detail = detail.to_owned();
+            InferenceError::Unsupported { model: name.to_owned(), detail }
+        };
+        if let Task::Generate(generation) = task {
+            let preparer = sides.generation.as_ref().ok_or_else(|| lacks("it embeds and writes nothing"))?;
+            return Ok(Input::Generate { model, generation: Box::new(preparer.prepare(generation)?) });
+        }
+        let processor = sides.embedding.as_ref().ok_or_else(|| lacks("it writes and embeds only its own prompts"))?;
+        let bad = |error| blame(name, error);
+        let content = match task {
+            Task::EmbedText { text, .. } => Content::Text(processor.text(text).map_err(bad)?),
+            Task::EmbedImage { image, .. } => {
+                let known = seen.iter().find(|(of, other, _)| *of == model && Arc::ptr_eq(other, image));
+                let pixels = match known {
+                    Some((_, _, pixels)) => pixels.clone(),
+                    None => Arc::new(processor.image(picture(image)).map_err(bad)?),
+                };
+                seen.push((model, image, pixels.clone()));
+                Content::Image(pixels)
+            }
+            Task::Generate(_) => return Err(lacks("it embeds and writes nothing")),
+        };
+        Ok(Input::Encode { model, content })
+    }
 }
+
+/// A picture of a request and what one model made of it.
+type SeenImage<'r> = (usize, &'r Arc<Image>, Arc<Pixels>);
 
 #[async_trait]
 impl Inference for Engine {
@@ -150,27 +142,10 @@ impl Inference for Engine {
     }
 
     fn prepare(&self, request: &Request) -> Result<Prepared, InferenceError> {
-        let mut inputs: Vec<Input> = Vec::with_capacity(request.tasks.len());
-        let mut seen: Vec<(usize, &Arc<Image>, Arc<Pixels>)> = Vec::new();
-        for task in &request.tasks {
-            let (Task::EmbedText { model: name, .. } | Task::EmbedImage { model: name, .. }) = task;
-            let (model, processor) = self.model(name)?;
-            let bad = |error| blame(name, error);
-            let content = match task {
-                Task::EmbedText { text, .. } => Content::Text(processor.text(text).map_err(bad)?),
-                Task::EmbedImage { image, .. } => {
-                    let known = seen.iter().find(|(of, other, _)| *of == model && Arc::ptr_eq(other, image));
-                    let pixels = match known {
-                        Some((_, _, pixels)) => pixels.clone(),
-                        None => Arc::new(processor.image(picture(image)).map_err(bad)?),
-                    };
-                    seen.push((model, image, pixels.clone()));
-                    Content::Image(pixels)
-                }
-            };
-            inputs.push(Input { model, content });
-        }
-        let tokens = inputs.iter().fold(0_u32, |sum, input| sum.saturating_add(input.content.cost()));
+        let mut seen = Vec::new();
+        let inputs: Vec<Input> =
+            request.tasks.iter().map(|task| self.input(task, &mut seen)).collect::<Result<_, _>>()?;
+        let tokens = inputs.iter().fold(0_u32, |sum, input| sum.saturating_add(input.cost()));
         Ok(Prepared::new(tokens, Box::new(PreparedInputs(inputs))))
     }
 
@@ -203,21 +178,6 @@ fn picture(image: &Image) -> Picture<'_> {
 
 fn blame(model: &str, error: ModelError) -> InferenceError {
     InferenceError::BadInput { model: model.to_owned(), detail: error.to_string() }
-}
-
-/// Lets the model compute once, so that a broken one is found before any asset is.
-fn probed(name: &str, mut encoder: Box<dyn Encoder>, processor: &dyn Processor) -> Result<DeviceModel, EngineError> {
-    let failed = |detail: String| EngineError::Probe { name: name.to_owned(), detail };
-    let probe = match encoder.takes_texts() {
-        true => processor.text(PROBE_TEXT).map(Content::Text),
-        false => processor.image(PROBE_PICTURE).map(|pixels| Content::Image(Arc::new(pixels))),
-    };
-    let probe = probe.map_err(|error| failed(error.to_string()))?;
-    let rows = probe.embed_alone(encoder.as_mut()).map_err(|error| failed(error.to_string()))?;
-    match rows.iter().flatten().all(|value| value.is_finite()) {
-        true => Ok(DeviceModel { name: name.to_owned(), encoder, probe }),
-        false => Err(failed("its vector holds values which are no numbers".to_owned())),
-    }
 }
 
 /// Starts the device thread. However it ends, the reason is told first, then everything that waits is let go.
@@ -261,7 +221,7 @@ mod tests {
     use futures::future::join_all;
 
     use super::*;
-    use crate::model::TokenIds;
+    use crate::model::{self, Encoder, EncoderParts, Processor, TokenIds};
 
     const HOUR: Duration = Duration::from_secs(3600);
     const REFUSED: u32 = 13;
@@ -347,10 +307,13 @@ mod tests {
             architecture: "Moody".to_owned(),
             fingerprint: "0".repeat(16),
             dimensions: 2,
+            embeds: true,
+            generates: false,
         };
         let encoder = Box::new(Moody { calls: calls.clone(), gate: wait, broken: false });
         let metrics = Arc::new(Metrics::new());
-        let model = Model { description, processor: Arc::new(Words), encoder };
+        let encoder = Some(EncoderParts { processor: Arc::new(Words), encoder });
+        let model = LoadedModel { description, encoder, generator: None, blocks: 0 };
         let engine = Engine::with_models(&options, vec![model], metrics.clone()).unwrap();
         calls.lock().unwrap().clear();
         Bench { engine, metrics, calls, gate }

@@ -32,6 +32,8 @@ impl InstantInference {
             architecture: "Instant".to_owned(),
             fingerprint: format!("{:016x}", seed(|hasher| (name, dimensions).hash(hasher))),
             dimensions: dimensions.max(1),
+            embeds: true,
+            generates: false,
         };
         Self { models: models.into_iter().map(describe).collect() }
     }
@@ -47,7 +49,7 @@ impl Inference for InstantInference {
         let mut tokens = 0_u32;
         let mut seeds = Vec::with_capacity(request.tasks.len());
         for task in &request.tasks {
-            let (Task::EmbedText { model, .. } | Task::EmbedImage { model, .. }) = task;
+            let model = task.model();
             let Some(known) = self.models.iter().find(|known| known.name == **model) else {
                 return Err(InferenceError::UnknownModel { model: model.to_string() });
             };
@@ -57,6 +59,10 @@ impl Inference for InstantInference {
                     (u32::try_from(cost).unwrap_or(u32::MAX), seed(|hasher| text.hash(hasher)))
                 }
                 Task::EmbedImage { image, .. } => (patches(image), seed(|hasher| hash_image(image, hasher))),
+                Task::Generate(_) => {
+                    let detail = "the stand-in writes no texts".to_owned();
+                    return Err(InferenceError::Unsupported { model: model.to_string(), detail });
+                }
             };
             tokens = tokens.saturating_add(cost);
             seeds.push((seed, known.dimensions));
@@ -72,6 +78,7 @@ impl Inference for InstantInference {
         };
         Ok(Answer {
             embeddings: seeds.0.iter().map(|(seed, dimensions)| unit_vector(*seed, *dimensions)).collect(),
+            texts: Vec::new(),
             prompt_tokens,
             completion_tokens: 0,
             device_seconds: 0.0,

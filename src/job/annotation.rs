@@ -80,7 +80,7 @@ impl Reading<'_> {
         }
     }
 
-    /// The one type besides null. An enumeration of texts needs no type.
+    /// The one type besides null. An enumeration of texts, the schema's or the asset's own, needs no type.
     fn type_name<'s>(&mut self, pointer: &str, rules: &'s Map<String, Value>) -> Option<&'s str> {
         match rules.get("type") {
             Some(Value::String(name)) => Some(name),
@@ -134,6 +134,7 @@ fn is_text_enumeration(rules: &Map<String, Value>) -> bool {
     let values = rules.get("enum").and_then(Value::as_array);
     values.is_some_and(|values| values.iter().all(|value| value.is_string() || value.is_null()))
         || rules.get("const").is_some_and(Value::is_string)
+        || rules.contains_key("x-assay-choices")
 }
 
 fn child(pointer: &str, name: &str) -> String {

@@ -5,6 +5,7 @@
 
 use std::fmt::Write;
 
+use super::reader::Section;
 use super::suggestion::did_you_mean;
 use crate::domain::{Asset, AssetKind, Content};
 
@@ -173,6 +174,17 @@ fn write_field(text: &mut String, asset: &Asset, placeholder: Placeholder) {
         (Content::Ad(ad), Placeholder::LandingPage) => text.push_str(ad.landing_page.as_deref().unwrap_or("")),
         // A placeholder of the other kind has nothing to say of this asset.
         (Content::Product(_) | Content::Ad(_), _) => {}
+    }
+}
+
+/// Reads the template of a key that was read already; None when it cannot be one, which is then complained about.
+pub(super) fn read_template(section: &Section<'_>, name: &str, source: &str, kind: Option<AssetKind>) -> Option<Template> {
+    match Template::parse(source, kind?) {
+        Ok(template) => Some(template),
+        Err(error) => {
+            section.complain(name, error.to_string());
+            None
+        }
     }
 }
 

@@ -106,6 +106,16 @@ impl<'a> Section<'a> {
         fits
     }
 
+    /// A number within `range`, both ends included.
+    pub(super) fn number(&mut self, name: &'static str, (least, most): (f64, f64)) -> Option<f64> {
+        let number = self.value(name, "a number", |item| item.as_float().or_else(|| Some(item.as_integer()? as f64)))?;
+        let fits = (least..=most).contains(&number);
+        if !fits {
+            self.complain(name, format!("is {number}; it must be from {least} to {most}"));
+        }
+        fits.then_some(number)
+    }
+
     /// At least one byte.
     pub(super) fn bytes(&mut self, name: &'static str) -> Option<u64> {
         let text = self.value(name, "a size in quotes such as \"16MiB\"", Item::as_str)?;

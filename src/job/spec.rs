@@ -12,13 +12,14 @@ use std::time::Duration;
 use serde_json::{Value, json};
 use sha2::{Digest, Sha256};
 
-use super::annotation::{annotation_columns, is_column_name};
+use super::annotate::{Annotate, read_annotate};
+use super::annotation::is_column_name;
 use super::columns::fixed_result_columns;
 use super::key_lines::KeyLines;
 use super::problem::Problem;
-use super::prompt::Template;
+use super::prompt::{Template, read_template};
 use super::reader::{Reader, Section};
-use crate::domain::{AssetKind, Column};
+use crate::domain::AssetKind;
 
 /// A checked job file.
 #[derive(Debug, Clone)]
@@ -74,17 +75,27 @@ pub enum EmbeddingInput {
     /// The first medium with the role `main`, else the first; the column is null when the asset has none.
     Image,
     Text(Template),
+    /// The prompt of `[annotate]` as its model has read it: no computation of its own.
+    Prompt(Pooling),
 }
 
-/// Structured answers of a generative model.
-#[derive(Debug, Clone, PartialEq)]
-pub struct Annotate {
-    pub model: Arc<str>,
-    pub prompt: Template,
-    /// The JSON Schema that every answer satisfies.
-    pub output: Value,
-    /// One column for each property of `output`.
-    pub columns: Vec<Column>,
+/// Which hidden states of a prompt make its embedding.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Pooling {
+    /// That of the last token.
+    Last,
+    /// The mean over the tokens that follow the instruction.
+    Mean,
+}
+
+impl Pooling {
+    /// As job files spell it.
+    pub fn as_str(self) -> &'static str {
+        match self {
+            Self::Last => "last",
+            Self::Mean => "mean",
+        }
+    }
 }
 
 impl JobSpec {
@@ -125,13 +136,18 @@ impl JobSpec {
         models
     }
 
+    /// The most pictures of an asset that any part of the job looks at.
+    pub fn pictures(&self) -> usize {
+        let embedded = self.embeddings.iter().any(|embedding| embedding.input == EmbeddingInput::Image);
+        let shown = self.annotate.as_ref().map_or(0, |annotate| annotate.images);
+        shown.max(usize::from(embedded))
+    }
+
     /// 16 hexadecimal digits that differ whenever what the job writes about an asset may differ: kind, limits,
     /// embeddings, annotations and their schema count; comments, the order of keys, the name, topics and group do not.
     pub fn fingerprint(&self) -> String {
         let embeddings: Vec<Value> = self.embeddings.iter().map(canonical_embedding).collect();
-        let annotate = self.annotate.as_ref().map(
-            |annotate| json!({"model": *annotate.model, "prompt": annotate.prompt.source(), "output": annotate.output}),
-        );
+        let annotate = self.annotate.as_ref().map(Annotate::canonical);
         let limits = &self.limits;
         let canonical = json!({
             "kind": self.kind.as_str(),
@@ -154,6 +170,7 @@ fn canonical_embedding(embedding: &Embedding) -> Value {
     let (input, template) = match &embedding.input {
         EmbeddingInput::Image => ("image", None),
         EmbeddingInput::Text(template) => ("text", Some(template.source())),
+        EmbeddingInput::Prompt(pooling) => ("prompt", Some(pooling.as_str())),
     };
     json!({"column": embedding.column, "model": *embedding.model, "input": input, "template": template})
 }
@@ -185,13 +202,15 @@ impl Parts {
         let embeddings: Vec<_> = sections.into_iter().map(|section| read_embedding(section, kind)).collect();
         let annotate_section = root.section("annotate");
         if asks_for_nothing && annotate_section.is_none() {
-            root.complain("embeddings", "is missing; add an [[embeddings]] section, else the job has nothing to do");
+            let message = "is missing; add an [[embeddings]] or an [annotate] section, else the job has nothing to do";
+            root.complain("embeddings", message);
         }
         let annotate = annotate_section.map(|section| read_annotate(section, kind, reader, file));
         root.finish();
         let embeddings: Vec<Embedding> = embeddings.into_iter().collect::<Option<_>>()?;
         let annotate = annotate.map_or(Some(None), |annotate| annotate.map(Some))?;
         check_columns(reader, &embeddings, annotate.as_ref());
+        check_prompt_embeddings(reader, &embeddings, annotate.as_ref());
         let group = group.map(str::to_owned);
         Some(Self { name: name?, kind: kind?, topics: topics?, group, limits, embeddings, annotate })
     }
@@ -274,12 +293,14 @@ fn read_embedding(mut section: Section<'_>, kind: Option<AssetKind>) -> Option<E
     let model = section.required_text("model", "demo");
     let input = section.required_text("input", "text");
     let template = section.text("template");
+    let pooling = read_pooling(&mut section, input);
     if model == Some("") {
         section.complain("model", "is empty; write a name that is listed under [models] of the configuration");
     }
     let input = match (input, template) {
         (Some("image"), None) => Some(EmbeddingInput::Image),
-        (Some("image"), Some(_)) => {
+        (Some("prompt"), None) => pooling.map(EmbeddingInput::Prompt),
+        (Some("image" | "prompt"), Some(_)) => {
             section.complain("template", "is for input = \"text\" only; remove it");
             None
         }
@@ -290,7 +311,7 @@ fn read_embedding(mut section: Section<'_>, kind: Option<AssetKind>) -> Option<E
             None
         }
         (Some(other), _) => {
-            section.complain("input", format!("is {other:?}; it must be \"image\" or \"text\""));
+            section.complain("input", format!("is {other:?}; it must be \"image\", \"text\" or \"prompt\""));
             None
         }
         (None, _) => None,
@@ -299,56 +320,21 @@ fn read_embedding(mut section: Section<'_>, kind: Option<AssetKind>) -> Option<E
     Some(Embedding { column: column?.to_owned(), model: model?.into(), input: input? })
 }
 
-fn read_template(section: &Section<'_>, name: &str, source: &str, kind: Option<AssetKind>) -> Option<Template> {
-    match Template::parse(source, kind?) {
-        Ok(template) => Some(template),
-        Err(error) => {
-            section.complain(name, error.to_string());
+/// The pooling of an embedding with `input = "prompt"`; the last token's without the key.
+fn read_pooling(section: &mut Section<'_>, input: Option<&str>) -> Option<Pooling> {
+    let word = section.text("pooling");
+    match (input, word) {
+        (Some("prompt"), None | Some("last")) => Some(Pooling::Last),
+        (Some("prompt"), Some("mean")) => Some(Pooling::Mean),
+        (Some("prompt"), Some(other)) => {
+            section.complain("pooling", format!("is {other:?}; it must be \"last\" or \"mean\""));
             None
         }
-    }
-}
-
-fn read_annotate(mut section: Section<'_>, kind: Option<AssetKind>, reader: &Reader, file: &Path) -> Option<Annotate> {
-    let model = section.required_text("model", "llama");
-    let prompt = section.required_text("prompt", "Describe {id}.");
-    let prompt = prompt.and_then(|source| read_template(&section, "prompt", source, kind));
-    let output = section.required_text("output", "output-schema.json");
-    let output = output.and_then(|output| {
-        let path = file.parent().unwrap_or(Path::new("")).join(output);
-        match std::fs::read_to_string(&path) {
-            Ok(text) => read_output_schema(reader, &path, &text),
-            Err(error) => {
-                section.complain("output", format!("names {}, which cannot be read: {error}", path.display()));
-                None
-            }
-        }
-    });
-    section.finish();
-    let (output, columns) = output?;
-    Some(Annotate { model: model?.into(), prompt: prompt?, output, columns })
-}
-
-fn read_output_schema(reader: &Reader, path: &Path, text: &str) -> Option<(Value, Vec<Column>)> {
-    let schema: Value = match serde_json::from_str(text) {
-        Ok(schema) => schema,
-        Err(error) => {
-            let problem = Problem::of_file(path, format!("this is not JSON: {error}"));
-            reader.add([Problem { line: Some(error.line()), ..problem }]);
-            return None;
-        }
-    };
-    if let Err(error) = jsonschema::draft202012::meta::validate(&schema) {
-        let key = error.instance_path().as_str().to_owned();
-        reader.add([Problem { key, ..Problem::of_file(path, format!("this is not a JSON Schema: {error}")) }]);
-        return None;
-    }
-    match annotation_columns(path, &schema) {
-        Ok(columns) => Some((schema, columns)),
-        Err(problems) => {
-            reader.add(problems);
+        (_, Some(_)) => {
+            section.complain("pooling", "is for input = \"prompt\" only; remove it");
             None
         }
+        (_, None) => None,
     }
 }
 
@@ -372,6 +358,28 @@ fn check_columns(reader: &Reader, embeddings: &[Embedding], annotate: Option<&An
         }
         if let Some(owner) = owners.insert(name.to_lowercase(), format!("the column of embeddings[{index}]")) {
             reader.complain(&key, format!("is {name:?}, which is the name of {owner}; choose another"));
+        }
+    }
+}
+
+/// A prompt's embedding comes from the pass that annotates.
+fn check_prompt_embeddings(reader: &Reader, embeddings: &[Embedding], annotate: Option<&Annotate>) {
+    let asking = embeddings.iter().enumerate().filter(|(_, one)| matches!(one.input, EmbeddingInput::Prompt(_)));
+    for (order, (index, embedding)) in asking.enumerate() {
+        match annotate {
+            None => {
+                let message = "is \"prompt\", which is that of [annotate]; add that section or embed \"text\" or \"image\"";
+                reader.complain(&format!("embeddings[{index}].input"), message);
+            }
+            Some(annotate) if annotate.model != embedding.model => {
+                let message = format!("is {:?}, but [annotate] runs {:?}; name the same", embedding.model, annotate.model);
+                reader.complain(&format!("embeddings[{index}].model"), message);
+            }
+            Some(_) if order > 0 => {
+                let message = "is \"prompt\" for the second time; one embedding of the prompt is enough";
+                reader.complain(&format!("embeddings[{index}].input"), message);
+            }
+            Some(_) => {}
         }
     }
 }
@@ -424,7 +432,7 @@ template = "{title}"
     }
 
     /// A text of the good file, what a careless person writes instead, and the line, key and words of the complaint.
-    const WRONG: [(&str, &str, usize, &str, &str); 29] = [
+    const WRONG: [(&str, &str, usize, &str, &str); 33] = [
         ("name = \"mugs\"", "name = \"Mugs\"", 1, "name", "lower-case letters"),
         ("name = \"mugs\"", "name = \"cups\"", 1, "name", "the file is mugs.toml"),
         ("name = \"mugs\"", "name = 3", 1, "name", "is of type integer; it must be a text"),
@@ -449,7 +457,11 @@ template = "{title}"
         ("column = \"picture\"", "column = \"the picture\"", 10, "embeddings[0].column", "no column name"),
         ("column = \"picture\"", "column = \"Topic\"", 10, "embeddings[0].column", "every results table has"),
         ("column = \"words\"", "column = \"Picture\"", 15, "embeddings[1].column", "the column of embeddings[0]"),
-        ("input = \"image\"", "input = \"sound\"", 12, "embeddings[0].input", "must be \"image\" or \"text\""),
+        ("input = \"image\"", "input = \"sound\"", 12, "embeddings[0].input", "\"image\", \"text\" or \"prompt\""),
+        ("input = \"image\"", "input = \"prompt\"", 12, "embeddings[0].input", "that of [annotate]"),
+        ("input = \"image\"", "input = \"prompt\"\npooling = \"max\"", 13, "embeddings[0].pooling", "\"last\" or \"mean\""),
+        ("input = \"image\"", "input = \"image\"\npooling = \"last\"", 13, "embeddings[0].pooling", "remove it"),
+        ("input = \"image\"", "input = \"prompt\"\ntemplate = \"{id}\"", 13, "embeddings[0].template", "remove it"),
         ("input = \"image\"", "input = \"image\"\ntemplate = \"{id}\"", 13, "embeddings[0].template", "remove it"),
         ("template = \"{title}\"", "", 14, "embeddings[1].template", "is missing"),
         ("{title}", "{titel}", 18, "embeddings[1].template", "did you mean `title`?"),
@@ -517,7 +529,7 @@ template = "{title}"
         let output = r#"{"type": "object", "properties": {"brand": {"type": "string"}}}"#;
         let job = with_annotate(folder.path(), output).unwrap();
         let annotate = job.annotate.as_ref().unwrap();
-        assert_eq!(annotate.columns, [Column::optional("brand", crate::domain::ColumnType::Text)]);
+        assert_eq!(annotate.columns, [crate::domain::Column::optional("brand", crate::domain::ColumnType::Text)]);
         assert_eq!(job.models(), [Arc::from("demo"), Arc::from("llama")]);
         let spaced = with_annotate(folder.path(), &output.replace(' ', "\n  ")).unwrap();
         assert_eq!(spaced.fingerprint(), job.fingerprint());

@@ -230,7 +230,9 @@ fn refuse_traversal(path: &str, is_web: bool) -> Result<(), String> {
         return Err("has an encoded slash".to_owned());
     }
     let plain = plain.replace("%2e", ".").replace("%2f", "/");
-    if plain.split('/').any(|segment| segment == "." || segment == "..") {
+    // Some servers cut parameters off a segment before they walk it: `..;x` is a step upwards for them.
+    let walked = |segment: &str| segment.split(';').next().is_some_and(|name| name == "." || name == "..");
+    if plain.split('/').any(walked) {
         return Err("has a segment `.` or `..`".to_owned());
     }
     Ok(())

@@ -58,7 +58,7 @@ impl RemoteMedia {
 
     fn counted(&self, result: Result<Media, MediaError>) -> Result<Media, MediaError> {
         match &result {
-            Ok(media) => self.metrics.media_read_bytes.inc_by(media.bytes.len() as u64),
+            Ok(media) => self.metrics.media_read_bytes_total.inc_by(media.bytes.len() as u64),
             Err(error) => self.metrics.media_errors_total.with_label_values(&[error.reason()]).inc(),
         }
         result
@@ -207,7 +207,7 @@ mod tests {
         assert_eq!(plain.sha256, "ba7816bf8f01cfea414140de5dae2223b00361a396177a9cb410ff61f20015ad");
         let query = media.fetch(&format!("{base}/query?a=b%2Fc&d"), 100).await.unwrap();
         assert_eq!(&query.bytes[..], b"a=b%2Fc&d");
-        assert_eq!(media.metrics.media_read_bytes.get(), 3 + 9);
+        assert_eq!(media.metrics.media_read_bytes_total.get(), 3 + 9);
     }
 
     #[tokio::test]
@@ -338,7 +338,7 @@ mod tests {
         assert!(media.is_local(&url));
         assert_eq!(&media.read_local(&url, 3).unwrap().bytes[..], b"abc");
         assert!(matches!(media.read_local("file:///etc/passwd", 100), Err(MediaError::Forbidden { .. })));
-        assert_eq!(media.metrics.media_read_bytes.get(), 6);
+        assert_eq!(media.metrics.media_read_bytes_total.get(), 6);
         let error = media.fetch(&format!("{base}/none.jpg"), 3).await.unwrap_err();
         assert!(matches!(error, MediaError::NotFound { .. }), "{error}");
     }

@@ -150,6 +150,26 @@ impl Prompt {
     }
 }
 
+/// What one token id spells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub enum TokenSpelling {
+    /// Bytes of text, not always whole characters.
+    Bytes(Vec<u8>),
+    /// A command to the model, by its name; no text contains it.
+    Special(String),
+    /// The model has a place for the id, the tokenizer has no token.
+    Unused,
+}
+
+/// What every token id of a model spells.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct TokenTable {
+    /// The index is the id; as many as the model has embeddings.
+    pub tokens: Vec<TokenSpelling>,
+    /// Ids that end an answer.
+    pub end_tokens: Vec<u32>,
+}
+
 /// The CPU side of a generator.
 pub trait ChatProcessor: Send + Sync {
     /// Renders the chat, ready for the assistant's answer, and prepares its pictures.
@@ -164,6 +184,12 @@ pub trait ChatProcessor: Send + Sync {
 
     /// The text of generated ids; special tokens are left out. Incomplete UTF-8 at the end becomes U+FFFD.
     fn decode(&self, ids: &[u32]) -> Result<String, ModelError>;
+
+    /// What each id spells, for whoever decides which ids may come next.
+    fn vocabulary(&self) -> Result<TokenTable, ModelError>;
+
+    /// The ids of a text in the middle of an answer: no frame, and no special token whatever the text spells.
+    fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError>;
 }
 
 /// What a generator is, as far as who drives it must know.
@@ -236,6 +262,21 @@ pub struct Features {
     pub rows: Tensor,
     /// Each `[tokens, hidden]`: added after the first decoder layers (Qwen3-VL); else empty.
     pub deep: Vec<Tensor>,
+}
+
+impl Features {
+    /// Memory that they take.
+    pub fn bytes(&self) -> u64 {
+        let bytes = |tensor: &Tensor| (tensor.elem_count() * tensor.dtype().size_in_bytes()) as u64;
+        bytes(&self.rows) + self.deep.iter().map(bytes).sum::<u64>()
+    }
+
+    /// Zeros on the CPU, `[tokens, hidden]`.
+    #[cfg(test)]
+    pub fn of_zeros(tokens: usize, hidden: usize) -> Self {
+        let rows = Tensor::zeros((tokens, hidden), candle_core::DType::F32, &candle_core::Device::Cpu);
+        Self { rows: rows.expect("zeros can be made"), deep: Vec::new() }
+    }
 }
 
 /// The device side of a model that writes.

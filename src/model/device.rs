@@ -19,6 +19,38 @@ pub fn open_device(name: &str) -> Result<Device, ModelError> {
     }
 }
 
+/// Bytes that are free on the device, for what lives beside the weights. On the CPU what the machine, or the container
+/// if it has a limit, can still give; 0 when nobody knows.
+pub fn free_memory(device: &Device) -> u64 {
+    match device {
+        Device::Cpu => host_memory(),
+        _ => device_memory(),
+    }
+}
+
+fn host_memory() -> u64 {
+    let read = |path: &str| std::fs::read_to_string(path).ok();
+    let number = |text: String| text.trim().parse::<u64>().ok();
+    let machine = read("/proc/meminfo").and_then(|text| {
+        let line = text.lines().find_map(|line| line.strip_prefix("MemAvailable:").map(str::to_owned))?;
+        number(line.trim_end_matches("kB").to_owned()).map(|kibibytes| kibibytes * 1024)
+    });
+    let limit = read("/sys/fs/cgroup/memory.max").and_then(number);
+    let used = read("/sys/fs/cgroup/memory.current").and_then(number).unwrap_or_default();
+    let container = limit.map(|limit| limit.saturating_sub(used));
+    machine.into_iter().chain(container).min().unwrap_or_default()
+}
+
+#[cfg(feature = "cuda")]
+fn device_memory() -> u64 {
+    candle_core::cuda_backend::cudarc::driver::result::mem_get_info().map_or(0, |(free, _)| free as u64)
+}
+
+#[cfg(not(feature = "cuda"))]
+fn device_memory() -> u64 {
+    0
+}
+
 #[cfg(feature = "cuda")]
 fn open_cuda(name: &str, ordinal: usize) -> Result<Device, ModelError> {
     Device::new_cuda(ordinal).map_err(|error| refused(name, &error.to_string()))
@@ -36,6 +68,11 @@ fn refused(name: &str, detail: &str) -> ModelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn the_host_says_what_it_can_still_give() {
+        assert!(free_memory(&Device::Cpu) > 1 << 20);
+    }
 
     #[test]
     fn an_unknown_device_is_refused_by_name() {

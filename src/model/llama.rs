@@ -24,7 +24,8 @@ pub fn options(file: &Path) -> Result<DecoderOptions, ModelError> {
 /// Loads the model in `directory`.
 pub fn load(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
     let options = options(&directory.join(CONFIG))?;
-    let processor = ChatTokenizer::new(directory, Vocabulary::load(directory, options.vocabulary)?, None)?;
+    let vocabulary = Vocabulary::load(directory, options.vocabulary)?;
+    let processor = ChatTokenizer::new(directory, vocabulary, &options.end_tokens, None)?;
     let root = weights.root();
     let decoder = Decoder::load(&root.at("model"), &root.at("lm_head"), options)?;
     Ok(Parts::writing(processor, DecoderGenerator::new(decoder, None)))

@@ -42,10 +42,10 @@ mod weights;
 pub use alone::{Ended, answer};
 pub use api::{
     ChatProcessor, Encoder, Features, Generator, GeneratorShape, Message, ModelError, Part, Picture, Pixels, Processor,
-    Prompt, PromptImage, Role, SequenceStep, Splice, Step, StepOutput, TokenIds, VisionInput,
+    Prompt, PromptImage, Role, SequenceStep, Splice, Step, StepOutput, TokenIds, TokenSpelling, TokenTable, VisionInput,
 };
 pub use chat::TextStream;
-pub use device::open_device;
+pub use device::{free_memory, open_device};
 pub use drift::{Drift, Observed, observe};
 pub use family::{EncoderParts, GeneratorParts};
 pub use hub::{HubAddress, HubError, HubOptions, locate};

@@ -8,7 +8,7 @@ use std::sync::Arc;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::domain::{Asset, Blame, MediaReference, Rejection, Stage};
-use crate::job::{EmbeddingInput, JobSpec};
+use crate::job::JobSpec;
 use crate::media::{Media, MediaError, MediaStore};
 use crate::retry;
 
@@ -76,9 +76,11 @@ fn within_limit(asset: Asset, most: usize) -> Result<Asset, Rejection> {
 }
 
 impl Fetcher {
-    /// The references to read: encoders look at the main picture alone.
+    /// The references to read: as many as the job looks at, the main picture first.
     fn needed<'a>(&self, asset: &'a Asset) -> Vec<&'a MediaReference> {
-        if needs_picture(&self.job) { main_picture(asset).into_iter().collect() } else { Vec::new() }
+        let main = asset.media.iter().position(|medium| medium.role.as_deref() == Some("main")).unwrap_or_default();
+        let others = asset.media.iter().enumerate().filter(|(place, _)| *place != main).map(|(_, medium)| medium);
+        asset.media.get(main).into_iter().chain(others).take(self.job.pictures()).collect()
     }
 
     /// Fetches the media of one asset in a task of its own.
@@ -169,16 +171,6 @@ impl Fetcher {
             backoff.wait(at_least).await;
         }
     }
-}
-
-/// Whether any embedding of the job looks at a picture.
-pub(super) fn needs_picture(job: &JobSpec) -> bool {
-    job.embeddings.iter().any(|embedding| embedding.input == EmbeddingInput::Image)
-}
-
-/// The medium with the role `main`, else the first.
-fn main_picture(asset: &Asset) -> Option<&MediaReference> {
-    asset.media.iter().find(|medium| medium.role.as_deref() == Some("main")).or(asset.media.first())
 }
 
 fn rejection(asset_id: &str, error: &MediaError, attempts: u32) -> Rejection {

@@ -12,16 +12,24 @@ use tokio::sync::mpsc;
 
 use crate::domain::{Annotation, Blame, Outcome, Rejection, Stage, Value};
 use crate::engine::{Answer, Inference, InferenceError};
+use crate::job::{AnswerError, JobSpec};
 
 use super::error::PipelineError;
 use super::prepare::PreparedAsset;
 use super::tracked::Tracked;
 
+/// What the stage needs to know.
+pub(super) struct Inferrer {
+    pub(super) job: Arc<JobSpec>,
+    pub(super) inference: Arc<dyn Inference>,
+    /// Where errors go that are no asset's fault.
+    pub(super) fatal: mpsc::Sender<PipelineError>,
+}
+
 pub(super) async fn run(
     mut input: mpsc::Receiver<Tracked<PreparedAsset>>,
-    inference: Arc<dyn Inference>,
     window: usize,
-    fatal: mpsc::Sender<PipelineError>,
+    inferrer: Arc<Inferrer>,
 ) {
     let mut waiting = FuturesUnordered::new();
     let mut ended = false;
@@ -30,7 +38,7 @@ pub(super) async fn run(
             biased;
             Some(()) = waiting.next() => {}
             asset = input.recv(), if !ended && waiting.len() < window => match asset {
-                Some(asset) if !asset.is_cancelled() => waiting.push(infer(asset, inference.as_ref(), &fatal)),
+                Some(asset) if !asset.is_cancelled() => waiting.push(inferrer.infer(asset)),
                 Some(_) => {}
                 None => ended = true,
             },
@@ -38,40 +46,61 @@ pub(super) async fn run(
     }
 }
 
-async fn infer(tracked: Tracked<PreparedAsset>, inference: &dyn Inference, fatal: &mpsc::Sender<PipelineError>) {
-    // Waiting for the device is a queue, so it does not count; a device that is stuck is no asset's fault.
-    tracked.enter(Stage::Infer);
-    let (asset, rest) = tracked.split();
-    let PreparedAsset { id, kind, event_time, media_hashes, present, prepared } = asset;
-    let outcome = match inference.infer(prepared).await {
-        Ok(answer) => Outcome::Annotated(Annotation {
-            asset_id: id,
-            kind,
-            event_time,
-            media_hashes,
-            prompt_tokens: answer.prompt_tokens,
-            completion_tokens: answer.completion_tokens,
-            device_seconds: answer.device_seconds,
-            finish_reason: answer.finish_reason,
-            values: embeddings(answer, &present),
-        }),
-        Err(error) => match rejection(id, &error) {
-            Some(rejection) => Outcome::Rejected(rejection),
-            None => {
-                let _ = fatal.try_send(error.into());
-                // The pipeline ends; the asset must not get an outcome that is not its fault.
-                std::future::pending().await
-            }
-        },
-    };
-    rest.settle(outcome);
+impl Inferrer {
+    async fn infer(&self, tracked: Tracked<PreparedAsset>) {
+        // Waiting for the device is a queue, so it does not count; a device that is stuck is no asset's fault.
+        tracked.enter(Stage::Infer);
+        let (asset, rest) = tracked.split();
+        let PreparedAsset { id, kind, event_time, media_hashes, present, prepared } = asset;
+        let outcome = match self.inference.infer(prepared).await {
+            Ok(answer) => match values(&self.job, &answer, &present) {
+                Ok(values) => Outcome::Annotated(Annotation {
+                    asset_id: id,
+                    kind,
+                    event_time,
+                    media_hashes,
+                    prompt_tokens: answer.prompt_tokens,
+                    completion_tokens: answer.completion_tokens,
+                    device_seconds: answer.device_seconds,
+                    finish_reason: answer.finish_reason,
+                    values,
+                }),
+                Err(error) => Outcome::Rejected(unusable(id, &error)),
+            },
+            Err(error) => match rejection(id, &error) {
+                Some(rejection) => Outcome::Rejected(rejection),
+                None => {
+                    let _ = self.fatal.try_send(error.into());
+                    // The pipeline ends; the asset must not get an outcome that is not its fault.
+                    std::future::pending().await
+                }
+            },
+        };
+        rest.settle(outcome);
+    }
 }
 
-/// One cell for each embedding column: the next vector where the asset had an input, else null.
-fn embeddings(answer: Answer, present: &[bool]) -> Vec<Value> {
-    let mut vectors = answer.embeddings.into_iter();
-    let mut cell = |present: &bool| if *present { vectors.next().map(Value::Embedding) } else { None };
-    present.iter().map(|present| cell(present).unwrap_or(Value::Null)).collect()
+/// One cell for each annotation column, then one for each embedding column: the next vector where the asset had an
+/// input, else null.
+fn values(job: &JobSpec, answer: &Answer, present: &[bool]) -> Result<Vec<Value>, AnswerError> {
+    let text = answer.texts.first().map_or("", String::as_str);
+    let mut values = job.annotate.as_ref().map_or(Ok(Vec::new()), |annotate| annotate.values(text))?;
+    let mut vectors = answer.embeddings.iter();
+    let mut cell = |present: &bool| if *present { vectors.next().cloned().map(Value::Embedding) } else { None };
+    values.extend(present.iter().map(|present| cell(present).unwrap_or(Value::Null)));
+    Ok(values)
+}
+
+/// An answer that does not fit its schema: the model's doing, but this asset's alone.
+fn unusable(asset_id: String, error: &AnswerError) -> Rejection {
+    Rejection {
+        reason: "model_output",
+        asset_id: Some(asset_id),
+        stage: Stage::Infer,
+        detail: format!("the model answered with {error}"),
+        blame: Blame::Asset,
+        attempts: 1,
+    }
 }
 
 fn rejection(asset_id: String, error: &InferenceError) -> Option<Rejection> {
@@ -87,18 +116,43 @@ fn rejection(asset_id: String, error: &InferenceError) -> Option<Rejection> {
 
 #[cfg(test)]
 mod tests {
+    use std::path::Path;
+
     use super::*;
 
-    #[test]
-    fn a_missing_input_leaves_its_column_null() {
-        let answer = Answer {
+    fn answer(texts: Vec<String>) -> Answer {
+        Answer {
             embeddings: vec![vec![1.0], vec![2.0]],
+            texts,
             prompt_tokens: 2,
             completion_tokens: 0,
             device_seconds: 0.0,
             finish_reason: "embedded",
-        };
-        let values = embeddings(answer, &[true, false, true]);
+        }
+    }
+
+    fn job(annotate: &str) -> JobSpec {
+        let folder = tempfile::tempdir().unwrap();
+        let schema = r#"{"type": "object", "properties": {"brand": {"type": "string"}}}"#;
+        std::fs::write(folder.path().join("out.json"), schema).unwrap();
+        let embedding = "[[embeddings]]\ncolumn = \"e\"\nmodel = \"m\"\ninput = \"image\"\n";
+        let text = format!("name = \"j\"\nkind = \"ad\"\ntopics = [\"t\"]\n{embedding}{annotate}");
+        JobSpec::parse(&folder.path().join(Path::new("j.toml")), &text).unwrap()
+    }
+
+    #[test]
+    fn a_missing_input_leaves_its_column_null() {
+        let values = values(&job(""), &answer(Vec::new()), &[true, false, true]).unwrap();
         assert_eq!(values, [Value::Embedding(vec![1.0]), Value::Null, Value::Embedding(vec![2.0])]);
+    }
+
+    #[test]
+    fn annotations_come_before_embeddings_and_what_is_no_json_is_refused() {
+        let job = job("[annotate]\nmodel = \"m\"\nprompt = \"{id}\"\noutput = \"out.json\"\n");
+        let good = answer(vec![r#"{"brand": "Acme"}"#.to_owned()]);
+        let expected = [Value::Text("Acme".into()), Value::Embedding(vec![1.0])];
+        assert_eq!(values(&job, &good, &[true]).unwrap(), expected);
+        let error = values(&job, &answer(vec!["Acme".to_owned()]), &[true]).unwrap_err();
+        assert_eq!(unusable("a".to_owned(), &error).reason, "model_output");
     }
 }

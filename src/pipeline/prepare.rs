@@ -9,9 +9,9 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use tokio::sync::mpsc;
 
-use crate::domain::{AssetKind, Blame, Rejection, Stage};
-use crate::engine::{Image, Inference, Prepared, Request, Task};
-use crate::job::{EmbeddingInput, JobSpec};
+use crate::domain::{Asset, AssetKind, Blame, Rejection, Stage};
+use crate::engine::{Generation, Image, Inference, OutputSchema, Pooling, Prepared, Request, Sampling, Task};
+use crate::job::{self, Annotate, Embedding, EmbeddingInput, JobSpec};
 use crate::media::{DecodeLimits, Media, decode};
 use crate::metrics::Metrics;
 
@@ -107,24 +107,9 @@ impl Preparer {
 
     fn prepare(&self, fetched: FetchedAsset) -> Result<PreparedAsset, Rejection> {
         let FetchedAsset { asset, media } = fetched;
-        let image = match media.first() {
-            Some(medium) => Some(Arc::new(self.decode(&asset.id, medium)?)),
-            None => None,
-        };
-        let tasks: Vec<Option<Task>> = self
-            .job
-            .embeddings
-            .iter()
-            .map(|embedding| {
-                let model: Arc<str> = embedding.model.clone();
-                match &embedding.input {
-                    EmbeddingInput::Text(template) => Some(Task::EmbedText { model, text: template.render(&asset) }),
-                    EmbeddingInput::Image => image.clone().map(|image| Task::EmbedImage { model, image }),
-                }
-            })
-            .collect();
-        let present = tasks.iter().map(Option::is_some).collect();
-        let request = Request { tasks: tasks.into_iter().flatten().collect() };
+        let images: Vec<Arc<Image>> =
+            media.iter().map(|medium| self.decode(&asset.id, medium).map(Arc::new)).collect::<Result<_, _>>()?;
+        let (request, present) = request(&self.job, &asset, &images);
         let prepared = self.inference.prepare(&request).map_err(|error| {
             let reason = error.asset_reason().unwrap_or_else(|| {
                 // Full means that another such error is already on its way.
@@ -150,8 +135,59 @@ impl Preparer {
             DecodeLimits { pixels: limits.pixels, side: limits.side, allocation: limits.pixels.saturating_mul(16) };
         decode(&medium.bytes, &limits)
             .map(|picture| Image { width: picture.width, height: picture.height, rgb: picture.rgb })
-            .map_err(|error| rejection(asset_id, error.reason(), format!("main picture: {error}")))
+            .map_err(|error| rejection(asset_id, error.reason(), format!("picture {}: {error}", medium.sha256)))
     }
+}
+
+/// What the job asks of the models about an asset whose pictures are `images`, the main one first; and for each
+/// embedding column whether it will have a value. Vectors come in the order of the columns.
+fn request(job: &JobSpec, asset: &Asset, images: &[Arc<Image>]) -> (Request, Vec<bool>) {
+    let mut generation = job.annotate.as_ref().map(|annotate| generation(annotate, asset, images));
+    let mut task = |embedding: &Embedding| {
+        let model = embedding.model.clone();
+        match &embedding.input {
+            EmbeddingInput::Text(template) => Some(Task::EmbedText { model, text: template.render(asset) }),
+            EmbeddingInput::Image => images.first().map(|image| Task::EmbedImage { model, image: image.clone() }),
+            EmbeddingInput::Prompt(pooling) => {
+                let pooling = match pooling {
+                    job::Pooling::Last => Pooling::Last,
+                    job::Pooling::Mean => Pooling::Mean,
+                };
+                generation.take().map(|generation| Task::Generate(Generation { pooling: Some(pooling), ..generation }))
+            }
+        }
+    };
+    let tasks: Vec<Option<Task>> = job.embeddings.iter().map(&mut task).collect();
+    let present = tasks.iter().map(Option::is_some).collect();
+    let tasks = tasks.into_iter().flatten().chain(generation.map(Task::Generate)).collect();
+    (Request { tasks }, present)
+}
+
+fn generation(annotate: &Annotate, asset: &Asset, images: &[Arc<Image>]) -> Generation {
+    let job::AnswerSampling { temperature, top_p, min_p, top_k, repetition_penalty, seed } = annotate.sampling;
+    Generation {
+        model: annotate.model.clone(),
+        instruction: annotate.instruction.clone(),
+        images: images.iter().take(annotate.images).cloned().collect(),
+        prompt: annotate.prompt.render(asset),
+        output: Some(OutputSchema { schema: annotate.output.clone(), choices: job::choices(asset) }),
+        sampling: Sampling {
+            temperature: temperature as f32,
+            top_p: top_p as f32,
+            min_p: min_p as f32,
+            top_k,
+            repetition_penalty: repetition_penalty as f32,
+            seed: seed ^ id_seed(&asset.id),
+        },
+        max_tokens: annotate.max_tokens,
+        deadline: Some(annotate.deadline),
+        pooling: None,
+    }
+}
+
+/// FNV-1a (Fowler, Noll and Vo): the same for an id on every machine and in every version.
+fn id_seed(id: &str) -> u64 {
+    id.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3))
 }
 
 fn rejection(asset_id: &str, reason: &'static str, detail: String) -> Rejection {

@@ -96,7 +96,7 @@ pub async fn run(parts: Parts, mode: Mode, shutdown: CancellationToken) -> Resul
         policy: policy(&parts),
         metrics: parts.metrics.clone(),
         progress: parts.progress.clone(),
-        admission: Admission::new(&parts.options, usize::from(fetch::needs_picture(&parts.job))),
+        admission: Admission::new(&parts.options, parts.job.pictures()),
         finish: Finish::new(ends),
         first_stage,
         outcomes,
@@ -140,7 +140,8 @@ fn start_stages(
     stages.spawn(decode::run(records, to_fetch, decoder, threads));
     stages.spawn(fetch::run(decoded, to_prepare, Arc::new(fetcher)));
     stages.spawn(prepare::run(fetched, to_infer, Arc::new(preparer)));
-    stages.spawn(infer::run(prepared, parts.inference.clone(), parts.inference_window.max(1), fatal));
+    let inferrer = infer::Inferrer { job: parts.job.clone(), inference: parts.inference.clone(), fatal };
+    stages.spawn(infer::run(prepared, parts.inference_window.max(1), Arc::new(inferrer)));
     stages
 }
 
@@ -152,7 +153,8 @@ fn committer(parts: &Parts) -> Committer {
         job_fingerprint: parts.job.fingerprint(),
         kind: parts.job.kind,
         models: models.map(|model| (model.name.clone(), model.fingerprint.clone())).collect(),
-        value_columns: parts.job.embeddings.len(),
+        value_columns: parts.job.embeddings.len()
+            + parts.job.annotate.as_ref().map_or(0, |annotate| annotate.columns.len()),
     };
     Committer { sink: parts.sink.clone(), rows, retry: parts.retry }
 }

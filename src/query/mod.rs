@@ -8,6 +8,7 @@ mod functions;
 mod job_tables;
 mod print;
 mod prompt;
+mod rows;
 mod session;
 
 pub use error::QueryError;
@@ -15,4 +16,5 @@ pub use functions::cosine_similarity;
 pub use job_tables::JobTables;
 pub use print::{Format, write};
 pub use prompt::{Screen, run as prompt};
+pub use rows::rows;
 pub use session::{Options, QuerySession, TableName};

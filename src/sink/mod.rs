@@ -6,5 +6,5 @@ mod encode;
 mod options;
 
 pub use api::{Batch, Committed, Range, RejectionMark, Resume, Sink, SinkError};
-pub use delta::{DeltaSink, TableUpkeep, UpkeepReport, register_stores, upkeep};
+pub use delta::{DeltaSink, TableHead, TableUpkeep, UpkeepReport, register_stores, results_head, upkeep};
 pub use options::{CommitOptions, Options, UpkeepOptions};

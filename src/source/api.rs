@@ -44,6 +44,16 @@ pub enum Rebalance {
     Revoked { partitions: Vec<TopicPartition>, done: oneshot::Sender<()> },
 }
 
+/// One member of a consumer group, as the broker sees it.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct GroupMember {
+    /// The broker's name for it.
+    pub id: String,
+    pub host: String,
+    /// What it is assigned, in order.
+    pub partitions: Vec<TopicPartition>,
+}
+
 /// Both streams of a started source. Each ends when the source has ended.
 #[derive(Debug)]
 pub struct Streams {
@@ -66,6 +76,11 @@ pub trait Source: Send + Sync {
     /// that are no longer ours are passed over.
     fn reassign(&self, partitions: Vec<TopicPartition>);
 
+    /// Whether this worker belongs to its group now, be it without a partition. A source without groups always does.
+    fn is_member(&self) -> bool {
+        true
+    }
+
     /// Tells the broker how far each partition is done: the next offset to be read. Advice only; the tables know better.
     async fn commit(&self, positions: Vec<(TopicPartition, i64)>) -> Result<(), SourceError>;
 
@@ -75,6 +90,11 @@ pub trait Source: Send + Sync {
 
     /// What was last told by `commit`, by any member of the group, for every partition of the topics.
     async fn committed(&self) -> Result<Vec<(TopicPartition, i64)>, SourceError>;
+
+    /// Who belongs to the group now. A source without groups has no members.
+    async fn members(&self) -> Result<Vec<GroupMember>, SourceError> {
+        Ok(Vec::new())
+    }
 
     /// Leaves the group (which revokes what is assigned) and ends both streams.
     async fn close(&self);

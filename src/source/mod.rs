@@ -5,6 +5,6 @@ mod kafka;
 mod lines;
 mod replay;
 
-pub use api::{Flow, Rebalance, Record, Source, SourceError, Streams};
+pub use api::{Flow, GroupMember, Rebalance, Record, Source, SourceError, Streams};
 pub use kafka::{EmbeddedBroker, KafkaOptions, KafkaSource, SubmitError, Submitter};
 pub use replay::{ReplayOptions, ReplaySource};

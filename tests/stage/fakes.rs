@@ -64,6 +64,8 @@ impl ScriptedInference {
             architecture: "Scripted".to_owned(),
             fingerprint: "0123456789abcdef".to_owned(),
             dimensions: 1,
+            embeds: true,
+            generates: false,
         };
         Arc::new(Self {
             models: vec![model],
@@ -91,6 +93,7 @@ impl Inference for ScriptedInference {
                 Task::EmbedText { text, .. } if text.contains("panic") => panic!("asked for"),
                 Task::EmbedText { text, .. } => text.len() as f32,
                 Task::EmbedImage { image, .. } => image.width as f32,
+                Task::Generate(_) => panic!("these jobs only embed"),
             });
         }
         Ok(Prepared::new(inputs.len() as u32, Box::new(inputs)))
@@ -111,6 +114,7 @@ impl Inference for ScriptedInference {
         self.answered.fetch_add(1, Ordering::SeqCst);
         Ok(Answer {
             embeddings: inputs.into_iter().map(|input| vec![input]).collect(),
+            texts: Vec::new(),
             prompt_tokens,
             completion_tokens: 0,
             device_seconds: 0.001,

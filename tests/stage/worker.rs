@@ -96,8 +96,18 @@ impl Run {
         media: Arc<dyn MediaStore>,
         inference: Arc<dyn Inference>,
     ) -> Parts {
+        self.parts_into(source, media, inference, self.sink_options(50)).await
+    }
+
+    /// The same with other tables.
+    pub async fn parts_into(
+        &self,
+        source: Arc<dyn Source>,
+        media: Arc<dyn MediaStore>,
+        inference: Arc<dyn Inference>,
+        options: SinkOptions,
+    ) -> Parts {
         let job = Arc::new(JobSpec::parse(Path::new("embedding.toml"), JOB_FILE).expect("the job is right"));
-        let options = self.sink_options(50);
         let metrics = Arc::new(Metrics::new());
         let results = results_schema(&job, |_| Some(1)).expect("the model is known");
         let sink = DeltaSink::new(JOB, &options, results, rejections_schema(), metrics.clone()).expect("sink");

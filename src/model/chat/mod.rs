@@ -2,6 +2,7 @@
 
 mod eyes;
 mod processor;
+mod spelling;
 mod stream;
 mod template;
 mod vocabulary;

@@ -13,25 +13,41 @@ use minijinja::value::Value;
 use super::eyes::{Expansion, Eyes, picture_hash};
 use super::template::{ChatTemplate, TemplateMessage};
 use super::vocabulary::Vocabulary;
-use crate::model::api::{ChatProcessor, Message, ModelError, Part, Picture, Prompt, PromptImage, Role, VisionInput};
+use crate::model::api::{
+    ChatProcessor, Message, ModelError, Part, Picture, Prompt, PromptImage, Role, TokenTable, VisionInput,
+};
 
 /// Template, vocabulary and eyes of one model.
 pub struct ChatTokenizer {
     directory: PathBuf,
     template: Option<ChatTemplate>,
     vocabulary: Vocabulary,
+    /// Ids that end an answer.
+    end_tokens: Vec<u32>,
     eyes: Option<Box<dyn Eyes>>,
 }
 
 impl ChatTokenizer {
-    /// Reads the template of `directory`.
-    pub fn new(directory: &Path, vocabulary: Vocabulary, eyes: Option<Box<dyn Eyes>>) -> Result<Self, ModelError> {
-        Ok(Self { directory: directory.to_owned(), template: ChatTemplate::load(directory)?, vocabulary, eyes })
+    /// Reads the template of `directory`. `end_tokens` are the ids that end an answer.
+    pub fn new(
+        directory: &Path,
+        vocabulary: Vocabulary,
+        end_tokens: &[u32],
+        eyes: Option<Box<dyn Eyes>>,
+    ) -> Result<Self, ModelError> {
+        let (template, end_tokens) = (ChatTemplate::load(directory)?, end_tokens.to_vec());
+        Ok(Self { directory: directory.to_owned(), template, vocabulary, end_tokens, eyes })
     }
 
     /// With a template that is no file of its own; without pictures.
-    pub fn with_template(directory: &Path, template: Option<ChatTemplate>, vocabulary: Vocabulary) -> Self {
-        Self { directory: directory.to_owned(), template, vocabulary, eyes: None }
+    pub fn with_template(
+        directory: &Path,
+        template: Option<ChatTemplate>,
+        vocabulary: Vocabulary,
+        end_tokens: &[u32],
+    ) -> Self {
+        let (directory, end_tokens) = (directory.to_owned(), end_tokens.to_vec());
+        Self { directory, template, vocabulary, end_tokens, eyes: None }
     }
 
     /// The chat as the template renders it, and what its marks stand for.
@@ -168,5 +184,13 @@ impl ChatProcessor for ChatTokenizer {
 
     fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.vocabulary.decode(ids)
+    }
+
+    fn vocabulary(&self) -> Result<TokenTable, ModelError> {
+        Ok(TokenTable { tokens: self.vocabulary.spellings()?, end_tokens: self.end_tokens.clone() })
+    }
+
+    fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        self.vocabulary.plain(text)
     }
 }

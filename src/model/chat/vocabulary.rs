@@ -9,7 +9,8 @@ use std::sync::OnceLock;
 
 use tokenizers::Tokenizer;
 
-use crate::model::api::ModelError;
+use super::spelling::spellings;
+use crate::model::api::{ModelError, TokenSpelling};
 use crate::model::tokenizer::TOKENIZER;
 
 /// The tokenizer.json of a model directory.
@@ -44,7 +45,7 @@ impl Vocabulary {
         Ok(Self { file, full, plain: OnceLock::new(), added, size })
     }
 
-    fn plain(&self) -> &Tokenizer {
+    fn without_added(&self) -> &Tokenizer {
         self.plain.get_or_init(|| {
             let mut plain = Tokenizer::new(self.full.get_model().clone());
             let normalised = plain.with_normalizer(self.full.get_normalizer().cloned());
@@ -81,7 +82,8 @@ impl Vocabulary {
                     .chars()
                     .map(|letter| marks.get(&letter).cloned().unwrap_or_else(|| letter.to_string()))
                     .collect();
-                let encoding = self.plain().encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
+                let encoding =
+                    self.without_added().encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
                 ids.extend_from_slice(encoding.get_ids());
             } else if !text.is_empty() {
                 ids.extend(self.encode(text, false)?);
@@ -119,6 +121,17 @@ impl Vocabulary {
     /// The text of ids, without special tokens.
     pub fn decode(&self, ids: &[u32]) -> Result<String, ModelError> {
         self.full.decode(ids, true).map_err(|error| refused(&error))
+    }
+
+    /// What each id spells, of as many as the model has embeddings.
+    pub fn spellings(&self) -> Result<Vec<TokenSpelling>, ModelError> {
+        spellings(&self.full, self.size).map_err(|detail| ModelError::malformed(&self.file, detail))
+    }
+
+    /// The ids of a text in which nothing is special.
+    pub fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
+        let encoding = self.without_added().encode_fast(text, false).map_err(|error| refused(&error))?;
+        self.known(encoding.get_ids().to_vec())
     }
 
     fn known(&self, ids: Vec<u32>) -> Result<Vec<u32>, ModelError> {

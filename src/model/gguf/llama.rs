@@ -42,6 +42,7 @@ pub fn load(file: &Path, metadata: Metadata, weights: &Weights) -> Result<(Strin
         directory,
         template(&header, directory)?,
         vocabulary(&header, directory, options.vocabulary)?,
+        &options.end_tokens,
     );
     let root = weights.root();
     let decoder = Decoder::load(&root.at("model"), &root.at("lm_head"), options)?;

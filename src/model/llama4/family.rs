@@ -27,7 +27,7 @@ pub fn load(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
     let vision = Llama4Vision::read(file)?;
     let vocabulary = Vocabulary::load(directory, options.vocabulary)?;
     let eyes = TileEyes::load(directory, &vocabulary, (vision.side, vision.tokens()), found.image_token_index)?;
-    let processor = ChatTokenizer::new(directory, vocabulary, Some(Box::new(eyes)))?;
+    let processor = ChatTokenizer::new(directory, vocabulary, &options.end_tokens, Some(Box::new(eyes)))?;
     let language = weights.root().at("language_model");
     let tower = Llama4Tower::load(&weights.root(), vision, options.hidden)?;
     let decoder = Decoder::load(&language.at("model"), &language.at("lm_head"), options)?;
@@ -39,7 +39,8 @@ pub fn load_text(directory: &Path, weights: &Weights) -> Result<Parts, ModelErro
     let file = &directory.join(CONFIG);
     let text: Llama4Text = read_json(file)?;
     let options = text.options((file, ""))?;
-    let processor = ChatTokenizer::new(directory, Vocabulary::load(directory, options.vocabulary)?, None)?;
+    let vocabulary = Vocabulary::load(directory, options.vocabulary)?;
+    let processor = ChatTokenizer::new(directory, vocabulary, &options.end_tokens, None)?;
     let root = weights.root();
     let decoder = Decoder::load(&root.at("model"), &root.at("lm_head"), options)?;
     Ok(Parts::writing(processor, DecoderGenerator::new(decoder, None)))

@@ -21,7 +21,7 @@ pub fn load(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
     let vocabulary = Vocabulary::load(directory, options.vocabulary)?;
     let eyes =
         GridEyes::load(directory, &vocabulary, (vision.shared.patch, vision.shared.merge, vision.shared.frames))?;
-    let processor = ChatTokenizer::new(directory, vocabulary, Some(Box::new(eyes)))?;
+    let processor = ChatTokenizer::new(directory, vocabulary, &options.end_tokens, Some(Box::new(eyes)))?;
     let root = weights.root();
     let nested = weights.has("model.language_model.embed_tokens.weight");
     let (language, visual) = match nested {

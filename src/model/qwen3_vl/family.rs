@@ -20,7 +20,7 @@ pub fn load(directory: &Path, weights: &Weights) -> Result<Parts, ModelError> {
     let vocabulary = Vocabulary::load(directory, options.vocabulary)?;
     let eyes =
         GridEyes::load(directory, &vocabulary, (vision.shared.patch, vision.shared.merge, vision.shared.frames))?;
-    let processor = ChatTokenizer::new(directory, vocabulary, Some(Box::new(eyes)))?;
+    let processor = ChatTokenizer::new(directory, vocabulary, &options.end_tokens, Some(Box::new(eyes)))?;
     let root = weights.root();
     let tower = Qwen3Tower::load(&root.at("model").at("visual"), vision)?;
     let decoder = Decoder::load(&root.at("model").at("language_model"), &root.at("lm_head"), options)?;

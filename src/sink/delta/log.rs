@@ -34,6 +34,9 @@ const READ_AHEAD: u64 = 16;
 /// Own commits remembered; a caller repeats at most the last batch, which makes one commit in each table.
 const REMEMBERED_COMMITS: usize = 8;
 
+/// Commits looked at in search of the last one with rows; upkeep makes a few in a row.
+const LOOK_BACK: u64 = 64;
+
 /// The log of one table.
 pub(super) struct Log {
     table: String,
@@ -109,6 +112,26 @@ impl Log {
             landed: state.landed.iter().find(|(id, _)| id == batch).map(|(_, landed)| landed.clone()),
             structure_version: state.structure_version,
         })
+    }
+
+    /// The newest version, and the transactions of all applications.
+    pub(super) async fn head(&self) -> Result<(u64, HashMap<String, i64>), SinkError> {
+        let version = self.view(&[], "").await?.version;
+        let guard = self.state.lock().await;
+        Ok((version, guard.as_ref().map(|state| state.transactions.clone()).unwrap_or_default()))
+    }
+
+    /// When rows were last committed at or before a version, in milliseconds since the Unix epoch; none when no commit of
+    /// rows is among the last ones that are still there.
+    pub(super) async fn last_batch(&self, version: u64) -> Result<Option<u64>, SinkError> {
+        for version in (version.saturating_sub(LOOK_BACK)..=version).rev() {
+            let Some(bytes) = self.read(version).await? else { return Ok(None) };
+            let commit = self.parse(version, &bytes)?;
+            if commit.batch.is_some() {
+                return Ok(commit.timestamp);
+            }
+        }
+        Ok(None)
     }
 
     /// Puts a commit as the given version, or nothing when that version exists.
@@ -188,7 +211,7 @@ impl Log {
     }
 
     fn parse(&self, version: u64, bytes: &[u8]) -> Result<Commit, SinkError> {
-        let mut commit = Commit { version, batch: None, transactions: BTreeMap::new(), structural: false };
+        let mut commit = Commit { version, batch: None, timestamp: None, transactions: BTreeMap::new(), structural: false };
         let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
         for line in lines {
             let line: LogLine = serde_json::from_slice(line).map_err(|error| SinkError::Incompatible {
@@ -199,7 +222,10 @@ impl Log {
                 commit.transactions.insert(transaction.app_id, transaction.version);
             }
             commit.structural |= line.metadata.is_some() || line.protocol.is_some();
-            commit.batch = commit.batch.or(line.commit_info.and_then(|info| info.batch));
+            if let Some(info) = line.commit_info {
+                commit.batch = commit.batch.or(info.batch);
+                commit.timestamp = commit.timestamp.or(info.timestamp);
+            }
         }
         Ok(commit)
     }
@@ -261,6 +287,8 @@ impl State {
 struct Commit {
     version: u64,
     batch: Option<String>,
+    /// Milliseconds since the Unix epoch.
+    timestamp: Option<u64>,
     transactions: BTreeMap<String, i64>,
     structural: bool,
 }
@@ -286,6 +314,7 @@ struct TransactionLine {
 struct CommitInfoLine {
     #[serde(rename = "assayBatch")]
     batch: Option<String>,
+    timestamp: Option<u64>,
 }
 
 #[derive(Deserialize)]

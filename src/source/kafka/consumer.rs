@@ -21,7 +21,7 @@ use super::polling::{Member, no_thread};
 use super::rebalance::Context;
 use crate::domain::TopicPartition;
 use crate::metrics::Metrics;
-use crate::source::api::{Flow, Rebalance, Source, SourceError, Streams};
+use crate::source::api::{Flow, GroupMember, Rebalance, Source, SourceError, Streams};
 
 /// How long `close` waits for the threads, which wait for the answers to their revocations.
 const CLOSE: Duration = Duration::from_secs(45);
@@ -124,6 +124,10 @@ impl Source for KafkaSource {
         self.shared.set_flowing(flowing);
     }
 
+    fn is_member(&self) -> bool {
+        self.shared.joined() == self.topics.len()
+    }
+
     fn reassign(&self, partitions: Vec<TopicPartition>) {
         for partition in partitions {
             if let Some((_, mailbox)) = self.members.get(&partition.topic) {
@@ -162,6 +166,12 @@ impl Source for KafkaSource {
     /// Where the group never committed, the earliest offset of the partition.
     async fn committed(&self) -> Result<Vec<(TopicPartition, i64)>, SourceError> {
         self.inspect(&self.group_inspector, inspect::committed).await
+    }
+
+    async fn members(&self) -> Result<Vec<GroupMember>, SourceError> {
+        let config = self.group_inspector.clone();
+        // A cancelled blocking task means that the runtime is going down.
+        tokio::task::spawn_blocking(move || inspect::members(&config)).await.unwrap_or(Err(SourceError::Closed))
     }
 
     /// The revocations must be answered while this waits.

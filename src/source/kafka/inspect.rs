@@ -12,7 +12,7 @@ use rdkafka::topic_partition_list::{Offset, TopicPartitionList};
 
 use super::options::configuration;
 use crate::domain::TopicPartition;
-use crate::source::api::SourceError;
+use crate::source::api::{GroupMember, SourceError};
 
 /// How long the broker may take for one answer.
 const PATIENCE: Duration = Duration::from_secs(15);
@@ -48,6 +48,49 @@ pub fn committed(config: &ClientConfig, topics: &[Arc<str>]) -> Result<Vec<(Topi
         committed.push((partition, position));
     }
     Ok(committed)
+}
+
+/// The members of the group that `config` names.
+pub fn members(config: &ClientConfig) -> Result<Vec<GroupMember>, SourceError> {
+    let client = client(config)?;
+    let groups = client.fetch_group_list(config.get("group.id"), PATIENCE).map_err(unavailable)?;
+    let mut members: Vec<_> = groups
+        .groups()
+        .iter()
+        .flat_map(|group| group.members())
+        .map(|member| GroupMember {
+            id: member.id().to_owned(),
+            host: member.client_host().trim_start_matches('/').to_owned(),
+            partitions: member.assignment().and_then(assignment).unwrap_or_default(),
+        })
+        .collect();
+    members.sort_by(|one, other| one.id.cmp(&other.id));
+    Ok(members)
+}
+
+/// Reads a member's assignment: a version (two bytes), then topics, each with its partitions. None when it is cut off.
+/// The format is Kafka's `ConsumerProtocolAssignment`; later versions only append to it.
+fn assignment(bytes: &[u8]) -> Option<Vec<TopicPartition>> {
+    let mut rest = bytes.get(2..)?;
+    let mut partitions = Vec::new();
+    for _ in 0..number(&mut rest)? {
+        let (length, after) = rest.split_first_chunk::<2>()?;
+        let (topic, after) = after.split_at_checked(usize::try_from(i16::from_be_bytes(*length)).ok()?)?;
+        rest = after;
+        let topic: Arc<str> = String::from_utf8_lossy(topic).into();
+        for _ in 0..number(&mut rest)? {
+            partitions.push(TopicPartition::new(topic.clone(), number(&mut rest)?));
+        }
+    }
+    partitions.sort();
+    Some(partitions)
+}
+
+/// Takes a big-endian number off the front.
+fn number(bytes: &mut &[u8]) -> Option<i32> {
+    let (first, rest) = bytes.split_first_chunk::<4>()?;
+    *bytes = rest;
+    Some(i32::from_be_bytes(*first))
 }
 
 fn client(config: &ClientConfig) -> Result<BaseConsumer, SourceError> {
@@ -90,4 +133,27 @@ fn watermarks(client: &BaseConsumer, partition: &TopicPartition) -> Result<(i64,
 
 fn unavailable(error: KafkaError) -> SourceError {
     SourceError::Unavailable { detail: error.to_string() }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const TWO_TOPICS: &[u8] =
+        b"\0\x01\0\0\0\x02\0\x02ts\0\0\0\x02\0\0\0\x07\0\0\0\x03\0\x01a\0\0\0\x01\0\0\0\0\xff\xff\xff\xff";
+
+    #[test]
+    fn an_assignment_is_read_and_sorted() {
+        let expected = [("a", 0), ("ts", 3), ("ts", 7)].map(|(topic, number)| TopicPartition::new(topic, number));
+        assert_eq!(assignment(TWO_TOPICS).unwrap(), expected);
+        assert_eq!(assignment(b"\0\0\0\0\0\0\0\0\0\0"), Some(Vec::new()));
+    }
+
+    #[test]
+    fn an_assignment_that_is_cut_off_is_none() {
+        for length in 0..TWO_TOPICS.len() - 4 {
+            assert_eq!(assignment(&TWO_TOPICS[..length]), None, "{length} bytes");
+        }
+        assert_eq!(assignment(b"\0\0\x7f\xff\xff\xff\xff\xff"), None, "a length below zero");
+    }
 }

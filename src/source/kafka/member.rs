@@ -31,6 +31,8 @@ pub struct Shared {
     epochs: AtomicU64,
     flowing: AtomicBool,
     closing: AtomicBool,
+    /// The topics whose group was joined.
+    joined: Mutex<BTreeSet<String>>,
     failure: Mutex<Option<oneshot::Sender<SourceError>>>,
 }
 
@@ -42,6 +44,7 @@ impl Shared {
             epochs: AtomicU64::new(0),
             flowing: AtomicBool::new(true),
             closing: AtomicBool::new(false),
+            joined: Mutex::default(),
             failure: Mutex::new(None),
         }
     }
@@ -57,6 +60,20 @@ impl Shared {
 
     pub fn flowing(&self) -> bool {
         self.flowing.load(Ordering::Acquire)
+    }
+
+    /// Notes that the group of a topic was joined, or that membership was lost.
+    pub fn set_joined(&self, topic: &str, joined: bool) {
+        let mut topics = lock(&self.joined);
+        if joined {
+            topics.insert(topic.to_owned());
+        } else {
+            topics.remove(topic);
+        }
+    }
+
+    pub fn joined(&self) -> usize {
+        lock(&self.joined).len()
     }
 
     pub fn close(&self) {

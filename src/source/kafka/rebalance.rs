@@ -128,6 +128,8 @@ impl Context {
             RebalanceProtocol::Cooperative => consumer.incremental_assign(&starts)?,
             _ => consumer.assign(&starts)?,
         }
+        // An empty list is an assignment, too: there are more members than partitions.
+        self.shared.set_joined(&self.topic, true);
         // The library keeps the pause of a partition that went away and came back, so both are said.
         if *lock(&self.paused) { consumer.pause(&starts) } else { consumer.resume(&starts) }
     }
@@ -135,6 +137,10 @@ impl Context {
     fn revoke(&self, consumer: &BaseConsumer<Self>, list: &TopicPartitionList) -> KafkaResult<()> {
         let partitions: Vec<_> = list.elements().iter().map(|element| element.partition()).collect();
         lock(&self.claims).retain(|partition, _| !partitions.contains(partition));
+        if consumer.assignment_lost() {
+            // The broker has put this member out; the library joins again.
+            self.shared.set_joined(&self.topic, false);
+        }
         for partition in &partitions {
             // A partition whose lag was never told has no series to remove.
             let labels = [self.shared.job.as_str(), &self.topic, &partition.to_string()];

@@ -101,6 +101,7 @@ async fn records_come_in_order_from_the_resume_offsets_and_commits_bring_the_lag
 
     let source = source(&options, &["a", "b"], &metrics);
     let mut streams = source.start().unwrap();
+    assert!(!source.is_member());
     let mut epochs = HashMap::new();
     while epochs.len() < 3 {
         let (partitions, epoch) = answer(&mut streams, &[(partition("a", 0), 4)]).await;
@@ -110,6 +111,7 @@ async fn records_come_in_order_from_the_resume_offsets_and_commits_bring_the_lag
     let expected = [(partition("a", 0), 10), (partition("a", 1), 10), (partition("b", 0), 4)];
     assert_eq!(ends, expected.clone().into());
     assert_eq!(soon(source.ends()).await.unwrap(), expected);
+    assert!(source.is_member());
     let mut next = HashMap::from([(partition("a", 0), 4)]);
     for record in &records {
         let next = next.entry(record.origin.partition.clone()).or_insert(0);
@@ -371,4 +373,28 @@ fn the_end_of_a_partition_names_its_offset_in_this_version_of_the_library() {
     }
     drop(consumer);
     answers.join().unwrap();
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_member_without_a_partition_is_a_member_all_the_same() {
+    let broker = EmbeddedBroker::start().unwrap();
+    broker.create_topic("t", 1).unwrap();
+    let options = options(&broker, &[]);
+    let sources = [source(&options, &["t"], &Arc::default()), source(&options, &["t"], &Arc::default())];
+    let mut streams = sources.each_ref().map(|source| source.start().unwrap());
+    soon(async {
+        while !sources.iter().all(Source::is_member) {
+            for streams in &mut streams {
+                match streams.rebalances.try_recv() {
+                    Ok(Rebalance::Assigned { resume, .. }) => drop(resume.send(Vec::new())),
+                    Ok(Rebalance::Revoked { done, .. }) => drop(done.send(())),
+                    Err(_) => tokio::task::yield_now().await,
+                }
+            }
+        }
+    })
+    .await;
+    for (source, streams) in sources.iter().zip(&mut streams) {
+        leave(source, streams).await;
+    }
 }
