@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::spelling::spellings;
@@ -17,8 +17,8 @@ use crate::model::tokenizer::TOKENIZER;
 pub struct Vocabulary {
     file: PathBuf,
     full: Tokenizer,
-    /// The same without added tokens.
-    plain: Tokenizer,
+    /// The same without added tokens; made when a text needs it, which few do.
+    plain: OnceLock<Tokenizer>,
     /// Special tokens by their spelling.
     special: HashMap<String, u32>,
     /// Lengths of the spellings, the longest first.
@@ -43,13 +43,6 @@ impl Vocabulary {
         let mut full = Tokenizer::from_bytes(bytes).map_err(|error| malformed(&error))?;
         full.with_truncation(None).map_err(|error| malformed(&error))?;
         full.with_padding(None);
-        let mut json: Value = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
-        json["added_tokens"] = Value::Array(Vec::new());
-        for part in ["post_processor", "truncation", "padding"] {
-            json[part] = Value::Null;
-        }
-        let plain = serde_json::to_vec(&json).map_err(|error| malformed(&error))?;
-        let plain = Tokenizer::from_bytes(plain).map_err(|error| malformed(&error))?;
         let decoder = full.get_added_tokens_decoder();
         let special: HashMap<String, u32> = decoder
             .into_iter()
@@ -64,7 +57,17 @@ impl Vocabulary {
         let special_lengths = descending(special.keys().map(String::len).collect());
         let starts = descending(special.keys().map(|spelling| usize::from(spelling.as_bytes()[0])).collect());
         let special_starts = starts.into_iter().map(|byte| byte as u8).collect();
-        Ok(Self { file, full, plain, special, special_lengths, special_starts, size })
+        Ok(Self { file, full, plain: OnceLock::new(), special, special_lengths, special_starts, size })
+    }
+
+    fn without_added(&self) -> &Tokenizer {
+        self.plain.get_or_init(|| {
+            let mut plain = Tokenizer::new(self.full.get_model().clone());
+            let normalised = plain.with_normalizer(self.full.get_normalizer().cloned());
+            normalised.expect("only added tokens are normalised then, and there is none");
+            plain.with_pre_tokenizer(self.full.get_pre_tokenizer().cloned());
+            plain
+        })
     }
 
     /// The id of a token that the family needs.
@@ -94,7 +97,8 @@ impl Vocabulary {
                     .chars()
                     .map(|letter| marks.get(&letter).cloned().unwrap_or_else(|| letter.to_string()))
                     .collect();
-                let encoding = self.plain.encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
+                let encoding =
+                    self.without_added().encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
                 ids.extend_from_slice(encoding.get_ids());
             } else if !text.is_empty() {
                 ids.extend(self.encode(text, false)?);
@@ -147,7 +151,7 @@ impl Vocabulary {
 
     /// The ids of a text in which nothing is special.
     pub fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.plain.encode_fast(text, false).map_err(|error| refused(&error))?;
+        let encoding = self.without_added().encode_fast(text, false).map_err(|error| refused(&error))?;
         self.known(encoding.get_ids().to_vec())
     }
 

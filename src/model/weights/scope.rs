@@ -214,7 +214,7 @@ impl Weights {
             None => {
                 let held = self.precision.table(stored);
                 let tensor = match self.with_values {
-                    true => Tensor::from_vec(rows(0..outputs), (outputs, inputs), &self.device)?.to_dtype(held)?,
+                    true => rows::dense((outputs, inputs), held, &self.device, rows)?,
                     false => zeros(&[outputs, inputs], held)?,
                 };
                 self.keep(name, count, count * held.size_in_bytes(), self.formats(format!("{held:?}")));
