@@ -16,9 +16,10 @@ use url::Url;
 
 use self::layers::{Layers, Origins};
 use crate::job::Problem;
-use crate::{engine, media, pipeline, retry, sink, source};
+use crate::{engine, media, pipeline, retry, sink, source, traces};
 
-const SECTIONS: [&str; 9] = ["jobs", "source", "media", "tables", "engine", "models", "pipeline", "server", "run"];
+const SECTIONS: [&str; 10] =
+    ["jobs", "source", "media", "tables", "engine", "models", "pipeline", "server", "run", "traces"];
 const TABLE_SCHEMES: [&str; 8] = ["file", "s3", "s3a", "gs", "az", "abfs", "abfss", "memory"];
 
 /// Everything that can be configured. Paths are absolute.
@@ -35,6 +36,7 @@ pub struct Config {
     pub pipeline: pipeline::Options,
     pub server: ServerOptions,
     pub run: RunOptions,
+    pub traces: traces::Options,
     origins: Origins,
 }
 
@@ -112,6 +114,8 @@ impl Config {
         problems.extend(self.check_media());
         problems.extend(self.check_tables());
         problems.extend(self.check_capacity());
+        let wrong = self.traces.validate().into_iter();
+        problems.extend(wrong.map(|(key, message)| self.problem(&format!("traces.{key}"), message)));
         problems
     }
 
@@ -136,6 +140,7 @@ impl Config {
         let pipeline = layers.take("pipeline");
         let server = layers.take("server");
         let run = layers.take("run");
+        let traces = layers.take("traces");
         let (origins, problems) = layers.finish(&SECTIONS);
         let complete = || {
             Some(Self {
@@ -148,6 +153,7 @@ impl Config {
                 pipeline: pipeline?,
                 server: server?,
                 run: run?,
+                traces: traces?,
                 origins,
             })
         };

@@ -11,3 +11,4 @@ mod line;
 mod shipped_model;
 mod stage;
 mod status;
+mod traces;
