@@ -197,7 +197,8 @@ mod tests {
         let record = Arc::new(Record { origin, epoch: Epoch(1), payload: None });
         let permit = || permits.clone().try_acquire_owned().expect("permits are left");
         let ticket = Ticket { partition, epoch: Epoch(1), offset: 4 };
-        let permits = Permits { held: Held { _asset: permit(), _message: permit() }, media: Some(permit()) };
+        let permits =
+            Permits { held: Held { _asset: permit(), _message: permit(), journey: None }, media: Some(permit()) };
         Tracked::new(ticket, record, Arc::default(), permits, outcomes)
     }
 
