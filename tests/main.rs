@@ -20,3 +20,4 @@ mod shipped_model;
 mod stage;
 mod status;
 mod stores;
+mod traces;

@@ -13,6 +13,7 @@ use assay::pipeline::{self, Mode, Parts, PipelineError, Progress};
 use assay::retry;
 use assay::sink::{CommitOptions, DeltaSink, Options as SinkOptions, Sink};
 use assay::source::{ReplayOptions, ReplaySource, Source};
+use assay::traces::Tracer;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -120,6 +121,7 @@ impl Run {
             sink: Arc::new(sink),
             metrics,
             progress: Arc::new(Progress::default()),
+            tracer: Tracer::default(),
             options: pipeline::Options { assets: 256, ..pipeline::Options::default() },
             commit: options.commit,
             retry: quick(),
