@@ -111,6 +111,7 @@ async fn storm(seed: u64, length: Duration) {
         onlooker.await.expect("an onlooker ends");
     }
     let (surprises, hits) = (std::mem::take(&mut fleet.surprises), scene.proxy.hits());
+    fleet.keep_logs(&path);
     let tally = fleet.stop().await;
     let tables = Warehouse { url: scene.tables.url.clone(), options: scene.tables.options.clone() };
     let verdict = judge(&tables, &topic).await;
