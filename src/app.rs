@@ -145,8 +145,11 @@ fn located(mut models: BTreeMap<String, ModelOptions>) -> Result<BTreeMap<String
 /// Refuses a job that asks a model for what it cannot do.
 fn check_abilities(job: &JobSpec, models: &[ModelDescription]) -> Result<()> {
     let find = |name: &str| models.iter().find(|model| model.name == name);
-    if let Some(model) = job.annotate.as_ref().and_then(|annotate| find(&annotate.model)).filter(|model| !model.generates) {
-        let message = format!("is {:?}, a {} that writes no texts; name a model that generates", model.name, model.architecture);
+    if let Some(model) =
+        job.annotate.as_ref().and_then(|annotate| find(&annotate.model)).filter(|model| !model.generates)
+    {
+        let message =
+            format!("is {:?}, a {} that writes no texts; name a model that generates", model.name, model.architecture);
         bail!("{}", job.problem("annotate.model", message));
     }
     for (index, embedding) in job.embeddings.iter().enumerate() {

@@ -158,7 +158,9 @@ fn submit_counts_what_was_delivered_and_names_what_was_left_out() {
 #[test]
 fn completions_and_help_are_printed() {
     assert!(succeeded(run(&["completions", "bash"])).contains("_assay"));
-    for verb in ["demo", "check", "run", "submit", "query", "status", "health", "metrics", "upkeep", "bench", "completions"] {
+    for verb in
+        ["demo", "check", "run", "submit", "query", "status", "health", "metrics", "upkeep", "bench", "completions"]
+    {
         assert!(succeeded(run(&[verb, "--help"])).contains("Example: assay "), "{verb}");
     }
 }

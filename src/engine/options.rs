@@ -61,7 +61,8 @@ impl FromStr for MemorySize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let advice = || format!("{text:?} is no amount of memory; write a size such as \"2GiB\" or a share such as \"30%\"");
+        let advice =
+            || format!("{text:?} is no amount of memory; write a size such as \"2GiB\" or a share such as \"30%\"");
         match text.trim().strip_suffix('%') {
             Some(percent) => {
                 let percent = percent.trim().parse::<f64>().ok().filter(|percent| *percent > 0.0 && *percent <= 100.0);

@@ -237,7 +237,8 @@ async fn every_answer_to_a_random_prompt_parses_validates_and_keeps_its_budget()
         let text = std::fs::read_to_string(jobs.join(format!("{name}.output.json"))).unwrap();
         let schema: Arc<Value> = Arc::new(serde_json::from_str(&text).unwrap());
         let validator = jsonschema::validator_for(&schema).unwrap();
-        let categories = ["Home & Garden > Kitchen > Mugs", "Toys & Games > \"Puzzles\" and cubes", "Schönes > Überall"];
+        let categories =
+            ["Home & Garden > Kitchen > Mugs", "Toys & Games > \"Puzzles\" and cubes", "Schönes > Überall"];
         let named: Vec<String> = categories.iter().map(|name| (*name).to_owned()).collect();
         let ask = |number: usize| {
             let most = 120 + number * 7 % 200;

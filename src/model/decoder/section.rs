@@ -127,9 +127,10 @@ impl TextSection {
     pub fn size(&self, value: Option<usize>, key: &str, (file, section): (&Path, &str)) -> Result<usize, ModelError> {
         match value {
             Some(value) if (1..=LARGEST_SIZE).contains(&value) => Ok(value),
-            Some(value) if value > 0 => {
-                Err(ModelError::malformed(file, format!("{section}{key} is {value}; no model has more than {LARGEST_SIZE}")))
-            }
+            Some(value) if value > 0 => Err(ModelError::malformed(
+                file,
+                format!("{section}{key} is {value}; no model has more than {LARGEST_SIZE}"),
+            )),
             Some(_) => Err(ModelError::malformed(file, format!("{section}{key} is 0"))),
             None => Err(ModelError::malformed(file, format!("{section}{key} is missing"))),
         }
