@@ -200,6 +200,7 @@ async fn time_of(workers: usize, topic: &str) -> Option<Duration> {
 }
 
 #[tokio::test(flavor = "multi_thread")]
+#[ignore = "a measurement: run it by `cargo test --locked --test main -- --ignored --nocapture two_workers` on an idle machine"]
 async fn two_workers_are_nearly_twice_as_fast_as_one_when_inference_is_the_bottleneck() {
     let mut gains = Vec::new();
     // What else runs on this machine can only take away from the gain, so the best of a few rounds counts.

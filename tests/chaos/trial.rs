@@ -68,6 +68,7 @@ struct Scene {
     upkeeps: JoinSet<()>,
 }
 
+#[expect(clippy::too_many_lines, reason = "the story of one storm, in its order")]
 async fn storm(seed: u64, length: Duration) {
     let Some(store) = ObjectStore::shared() else { return };
     let Some(kafka) = tokio::task::block_in_place(Kafka::three) else { return };
