@@ -134,7 +134,7 @@ impl Options {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelOptions {
-    /// A Hugging Face model directory, a GGUF file, or where one is published: hf://org/name[@revision].
+    /// A Hugging Face model directory, a GGUF file, or where one is published: `hf://org/name[@revision]`.
     pub path: PathBuf,
     /// The number format to hold the weights in: "f32", "f16", "bf16", "q8_0" or "q4k".
     #[serde(default)]
