@@ -46,7 +46,7 @@ impl Member {
     }
 
     async fn ends(self) -> u64 {
-        tokio::time::timeout(Duration::from_secs(60), self.running).await.expect("ends").unwrap().expect("ends well");
+        tokio::time::timeout(Duration::from_secs(180), self.running).await.expect("ends").unwrap().expect("ends well");
         self.progress.snapshot().written()
     }
 
@@ -261,7 +261,7 @@ async fn aborted_records_are_never_seen_and_markers_leave_no_lag() {
                 poll.tick().await;
             }
         };
-        tokio::time::timeout(Duration::from_secs(60), at_the_ends).await.expect("no lag is left behind the markers");
+        tokio::time::timeout(Duration::from_secs(180), at_the_ends).await.expect("no lag is left behind the markers");
         assert_eq!(member.leave().await, 0, "there was nothing left to write");
         assert_eq!(places(&run.tables(), JOB).await, there);
     }

@@ -60,7 +60,7 @@ async fn rows(tables: &Warehouse, count: usize) {
             poll.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), all_there).await.expect("the rows are written in time");
+    tokio::time::timeout(Duration::from_secs(180), all_there).await.expect("the rows are written in time");
 }
 
 /// Offsets that the group has told the broker.

@@ -135,7 +135,7 @@ impl Run {
 /// Runs until everything that is there is durable.
 pub async fn once(parts: Parts) -> Result<(), PipelineError> {
     let run = pipeline::run(parts, Mode::Once, CancellationToken::new());
-    tokio::time::timeout(Duration::from_secs(60), run).await.expect("the run ends")
+    tokio::time::timeout(Duration::from_secs(180), run).await.expect("the run ends")
 }
 
 /// Waits that do not slow a test down.
@@ -155,7 +155,7 @@ pub fn pictured(id: &str, url: &str) -> Value {
     product
 }
 
-/// Polls a condition until it holds; panics after a minute.
+/// Polls a condition until it holds; panics after three minutes.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         let mut poll = tokio::time::interval(Duration::from_millis(5));
@@ -163,7 +163,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             poll.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    tokio::time::timeout(Duration::from_secs(180), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 /// The binary under test.
