@@ -23,6 +23,7 @@ use crate::retry::Backoff;
 use crate::server::{self, Health};
 use crate::sink::{DeltaSink, Sink, register_stores};
 use crate::source::{KafkaSource, ReplaySource, Source, SourceError};
+use crate::traces::Tracer;
 
 /// What `assay run` was asked to do.
 #[derive(Debug, Clone)]
@@ -55,12 +56,16 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     metrics.start_timestamp_seconds.set(unix_seconds());
     let media: Arc<dyn MediaStore> = Arc::new(RemoteMedia::new(&config.media, metrics.clone())?);
 
+    let (tracer, exporting) = Tracer::start(&config.traces).context("traces")?;
+
     let mut all_parts = Vec::new();
     for job in jobs {
         let inference: Arc<dyn Inference> = engine.clone();
         let building = shutdown.run_until_cancelled(build(config, job, &media, &inference, &metrics));
-        all_parts.push(building.await.context("stopped before the tables could be opened")??);
+        let parts = building.await.context("stopped before the tables could be opened")??;
+        all_parts.push(Parts { tracer: tracer.clone(), ..parts });
     }
+    drop(tracer);
     let stop = shutdown.child_token();
     let result = run_all(&all_parts, run, &stop, &health, engine.as_ref()).await;
     health.set_ready(false);
@@ -71,8 +76,11 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
         shutdown.cancel();
         let _ = server.await;
     }
-    result?;
-    Ok(all_parts.iter().map(|parts| (parts.job.name.clone(), parts.progress.snapshot())).collect())
+    let report = all_parts.iter().map(|parts| (parts.job.name.clone(), parts.progress.snapshot())).collect();
+    // With the last tracer goes the exporter, once it has sent what is left.
+    drop(all_parts);
+    exporting.end().await;
+    result.map(|()| report)
 }
 
 fn unix_seconds() -> f64 {
@@ -137,8 +145,11 @@ fn located(mut models: BTreeMap<String, ModelOptions>) -> Result<BTreeMap<String
 /// Refuses a job that asks a model for what it cannot do.
 fn check_abilities(job: &JobSpec, models: &[ModelDescription]) -> Result<()> {
     let find = |name: &str| models.iter().find(|model| model.name == name);
-    if let Some(model) = job.annotate.as_ref().and_then(|annotate| find(&annotate.model)).filter(|model| !model.generates) {
-        let message = format!("is {:?}, a {} that writes no texts; name a model that generates", model.name, model.architecture);
+    if let Some(model) =
+        job.annotate.as_ref().and_then(|annotate| find(&annotate.model)).filter(|model| !model.generates)
+    {
+        let message =
+            format!("is {:?}, a {} that writes no texts; name a model that generates", model.name, model.architecture);
         bail!("{}", job.problem("annotate.model", message));
     }
     for (index, embedding) in job.embeddings.iter().enumerate() {
@@ -176,6 +187,7 @@ async fn build(
         sink: Arc::new(sink),
         metrics: metrics.clone(),
         progress: Arc::new(Progress::default()),
+        tracer: Tracer::default(),
         options: config.pipeline.clone(),
         commit: config.tables.commit.clone(),
         retry: config.media.retry,

@@ -18,9 +18,10 @@ use url::Url;
 pub use self::hub::hub_options;
 use self::layers::{Layers, Origins};
 use crate::job::Problem;
-use crate::{engine, media, pipeline, retry, sink, source};
+use crate::{engine, media, pipeline, retry, sink, source, traces};
 
-const SECTIONS: [&str; 9] = ["jobs", "source", "media", "tables", "engine", "models", "pipeline", "server", "run"];
+const SECTIONS: [&str; 10] =
+    ["jobs", "source", "media", "tables", "engine", "models", "pipeline", "server", "run", "traces"];
 const TABLE_SCHEMES: [&str; 8] = ["file", "s3", "s3a", "gs", "az", "abfs", "abfss", "memory"];
 
 /// Everything that can be configured. Paths are absolute.
@@ -37,6 +38,7 @@ pub struct Config {
     pub pipeline: pipeline::Options,
     pub server: ServerOptions,
     pub run: RunOptions,
+    pub traces: traces::Options,
     origins: Origins,
 }
 
@@ -114,6 +116,8 @@ impl Config {
         problems.extend(self.check_media());
         problems.extend(self.check_tables());
         problems.extend(self.check_capacity());
+        let wrong = self.traces.validate().into_iter();
+        problems.extend(wrong.map(|(key, message)| self.problem(&format!("traces.{key}"), message)));
         problems
     }
 
@@ -138,6 +142,7 @@ impl Config {
         let pipeline = layers.take("pipeline");
         let server = layers.take("server");
         let run = layers.take("run");
+        let traces = layers.take("traces");
         let (origins, problems) = layers.finish(&SECTIONS);
         let complete = || {
             Some(Self {
@@ -150,6 +155,7 @@ impl Config {
                 pipeline: pipeline?,
                 server: server?,
                 run: run?,
+                traces: traces?,
                 origins,
             })
         };

@@ -38,7 +38,7 @@ impl Display for Report<'_> {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         let Outline { architecture, held, stored, unread, encoder, generator } = self.outline;
         let shape = generator.as_ref().map(|parts| parts.generator.shape());
-        let mut line = |name: &str, value: &dyn Display| writeln!(out, "{name:<15}{value}");
+        let mut line = |name: &str, value: &dyn Display| writeln!(out, "{name:<17}{value}");
         line("architecture", architecture)?;
         line("parameters", &parameters(held, shape))?;
         line(
@@ -170,7 +170,7 @@ mod tests {
     #[test]
     fn what_blocks_do_not_divide_is_said() {
         let report = report("bert-minilm", Precision::Q4K);
-        for part in ["BertModel", "embeds         texts, to 72 numbers", "not quantised"] {
+        for part in ["BertModel", "embeds           texts, to 72 numbers", "not quantised"] {
             assert!(report.contains(part), "{part} is missing in\n{report}");
         }
     }

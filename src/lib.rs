@@ -31,5 +31,6 @@ pub mod source;
 pub mod status;
 pub mod submit;
 pub mod telemetry;
+pub mod traces;
 pub mod tryout;
 pub mod upkeep;

@@ -22,6 +22,7 @@ const ROOMS: &[Room] = &[
     room("domain",        1, Rooms::Only(&[]),                                                        Crates::Only(&["serde"])),
     room("kv",            1, Rooms::Only(&[]),                                                        Crates::Never(&["tokio"])),
     room("metrics",       1, Rooms::Only(&[]),                                                        Crates::Any),
+    room("traces",        1, Rooms::Only(&[]),                                                        Crates::Any),
     room("retry",         1, Rooms::Only(&[]),                                                        Crates::Any),
 
     room("source",        2, Rooms::Only(&["domain", "metrics", "retry"]),                            Crates::Any),
@@ -36,7 +37,7 @@ const ROOMS: &[Room] = &[
     room("query",         3, Rooms::Only(&["domain"]),                                                Crates::Any),
 
     room("pipeline",      4, Rooms::Only(&["domain", "metrics", "retry", "source", "media", "job",
-                                           "ledger", "sink", "engine"]),                              Crates::Any),
+                                           "ledger", "sink", "engine", "traces"]),                    Crates::Any),
 
     room("config",        5, Rooms::Below,                                                            Crates::Any),
 

@@ -63,7 +63,7 @@ fn spawn(parts: Parts, mode: Mode) -> (Running, CancellationToken) {
 }
 
 async fn ends(running: Running) {
-    tokio::time::timeout(Duration::from_secs(60), running).await.expect("ends").unwrap().expect("ends well");
+    tokio::time::timeout(Duration::from_secs(180), running).await.expect("ends").unwrap().expect("ends well");
 }
 
 fn expected(count: i64) -> Vec<(String, i32, i64)> {

@@ -21,3 +21,4 @@ mod shipped_model;
 mod stage;
 mod status;
 mod stores;
+mod traces;

@@ -141,7 +141,7 @@ async fn upkeep_beside_commits_fails_none_of_them_for_good_and_loses_no_row() {
         .collect();
     let mut merged = 0;
     while !writers.iter().all(tokio::task::JoinHandle::is_finished) {
-        match tokio::time::timeout(Duration::from_secs(60), upkeep(&options, JOB)).await.expect("upkeep ends") {
+        match tokio::time::timeout(Duration::from_secs(180), upkeep(&options, JOB)).await.expect("upkeep ends") {
             Ok(report) => merged += report.results.files_merged,
             // It may lose against commits; the next one tries again.
             Err(error) => assert!(error.to_string().contains("onflict"), "{error}"),

@@ -7,8 +7,8 @@ use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 
-use super::random_model::{RandomModel, VOCABULARY};
 use super::process::Scratch;
+use super::random_model::{RandomModel, VOCABULARY};
 use crate::config::hub_options;
 use crate::model::{self, ChatProcessor, Drift, GeneratorParts, Message, Observed, Part, Precision, Prompt, Role};
 

@@ -220,7 +220,8 @@ fn measure(args: &EngineArgs, workload: &Workload) -> Result<Measured> {
     let models = BTreeMap::from([(MODEL.to_owned(), ModelOptions { path: directory.to_owned(), dtype })]);
     let metrics = Arc::new(Metrics::new());
     let parts = model::outline(directory, dtype)?.generator;
-    let parts = parts.with_context(|| format!("{}: writes nothing; name a model that generates", directory.display()))?;
+    let parts =
+        parts.with_context(|| format!("{}: writes nothing; name a model that generates", directory.display()))?;
     let mut generations = workload.generations(MODEL, parts.processor.as_ref())?;
     generations.truncate(assets);
     let engine = Arc::new(Engine::start(&options, &models, metrics.clone())?);
@@ -336,8 +337,19 @@ fn median(rounds: &[Vec<Measured>], case: usize) -> Measured {
 fn print_table(cases: &[Measured]) {
     println!(
         "{:<32} {:>8} {:>9} {:>7} {:>7} {:>7} | {:>8} {:>7} {:>7} {:>6} {:>7} | {:>8}  ratio to {}",
-        "case", "assets/s", "tokens/s", "tokens", "forced", "prefix", "prefill", "decode", "mixed", "mask",
-        "vision", "MiB", cases[0].case
+        "case",
+        "assets/s",
+        "tokens/s",
+        "tokens",
+        "forced",
+        "prefix",
+        "prefill",
+        "decode",
+        "mixed",
+        "mask",
+        "vision",
+        "MiB",
+        cases[0].case
     );
     for case in cases {
         println!(

@@ -21,6 +21,7 @@ use crate::metrics::Metrics;
 use crate::pipeline::{self, Mode, Parts, Progress};
 use crate::sink::{self, DeltaSink, Sink};
 use crate::source::{ReplayOptions, ReplaySource};
+use crate::traces::Tracer;
 
 const DIMENSIONS: usize = 64;
 const PARTITIONS: usize = 4;
@@ -236,6 +237,7 @@ async fn run(folder: &Path, case: Case, assets: usize) -> Result<f64> {
         sink: Arc::new(sink),
         metrics,
         progress: progress.clone(),
+        tracer: Tracer::default(),
         options: pipeline::Options::default(),
         commit: options.commit.clone(),
         retry: options.retry,

@@ -103,9 +103,8 @@ const TILE: usize = 336;
 const VISION_WIDTH: usize = 4 * VISION_HIDDEN;
 
 fn llama4_config(tokenizer: &RandomTokenizer) -> Value {
-    let special = |token: &str| {
-        SPECIALS.iter().position(|known| *known == token).map(|place| tokenizer.specials[place])
-    };
+    let special =
+        |token: &str| SPECIALS.iter().position(|known| *known == token).map(|place| tokenizer.specials[place]);
     json!({
         "architectures": ["Llama4ForConditionalGeneration"], "model_type": "llama4", "dtype": "float32",
         "tie_word_embeddings": false, "image_token_index": special("<|patch|>"),
@@ -206,7 +205,8 @@ fn attention_shapes(layer: &str) -> Vec<(String, Vec<usize>)> {
 }
 
 fn gated_shapes(name: &str, width: usize) -> Vec<(String, Vec<usize>)> {
-    let parts = [("gate_proj", vec![width, HIDDEN]), ("up_proj", vec![width, HIDDEN]), ("down_proj", vec![HIDDEN, width])];
+    let parts =
+        [("gate_proj", vec![width, HIDDEN]), ("up_proj", vec![width, HIDDEN]), ("down_proj", vec![HIDDEN, width])];
     parts.into_iter().map(|(part, shape)| (format!("{name}.{part}.weight"), shape)).collect()
 }
 

@@ -76,6 +76,9 @@ impl RandomTokenizer {
             "tokenizer_class": "PreTrainedTokenizerFast", "clean_up_tokenization_spaces": false,
         });
         let tokenizer = tokenizer.to_string(false).map_err(anyhow::Error::from_boxed)?;
-        Ok(Self { files: [("tokenizer.json", tokenizer), ("tokenizer_config.json", settings.to_string())], specials: ids })
+        Ok(Self {
+            files: [("tokenizer.json", tokenizer), ("tokenizer_config.json", settings.to_string())],
+            specials: ids,
+        })
     }
 }

@@ -24,6 +24,10 @@ torch.set_num_threads(args.threads)
 config = AutoConfig.from_pretrained(args.directory)
 family = getattr(transformers, config.architectures[0])
 model = family.from_pretrained(args.directory, dtype=torch.float32, attn_implementation="sdpa").to(args.device).eval()
+# Texts alone need no eyes.
+writer = getattr(model, "language_model", None)
+if hasattr(writer, "generate") and hasattr(writer, "lm_head"):
+    model = writer
 with open(args.prompts, encoding="utf-8") as file:
     prompts = json.load(file)
 

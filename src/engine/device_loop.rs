@@ -299,8 +299,7 @@ impl DeviceLoop {
 fn answer(done: Vec<Option<Done>>, prompt_tokens: u32, device_seconds: f64) -> Answer {
     let (embeddings, texts) = (Vec::new(), Vec::new());
     let finish_reason = "embedded";
-    let mut answer =
-        Answer { embeddings, texts, prompt_tokens, completion_tokens: 0, device_seconds, finish_reason };
+    let mut answer = Answer { embeddings, texts, prompt_tokens, completion_tokens: 0, device_seconds, finish_reason };
     for done in done.into_iter().flatten() {
         match done {
             Done::Vector(vector) => answer.embeddings.push(vector),

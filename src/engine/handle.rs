@@ -52,7 +52,11 @@ impl Engine {
     }
 
     /// The same with models that were loaded before.
-    pub(super) fn with_models(options: &Options, models: Vec<LoadedModel>, metrics: Arc<Metrics>) -> Result<Self, EngineError> {
+    pub(super) fn with_models(
+        options: &Options,
+        models: Vec<LoadedModel>,
+        metrics: Arc<Metrics>,
+    ) -> Result<Self, EngineError> {
         options.check()?;
         let descriptions: Vec<ModelDescription> = models.iter().map(|model| model.description.clone()).collect();
         let index = descriptions.iter().enumerate().map(|(at, model)| (model.name.clone(), at)).collect();

@@ -61,7 +61,8 @@ impl FromStr for MemorySize {
     type Err = String;
 
     fn from_str(text: &str) -> Result<Self, String> {
-        let advice = || format!("{text:?} is no amount of memory; write a size such as \"2GiB\" or a share such as \"30%\"");
+        let advice =
+            || format!("{text:?} is no amount of memory; write a size such as \"2GiB\" or a share such as \"30%\"");
         match text.trim().strip_suffix('%') {
             Some(percent) => {
                 let percent = percent.trim().parse::<f64>().ok().filter(|percent| *percent > 0.0 && *percent <= 100.0);
@@ -133,7 +134,7 @@ impl Options {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct ModelOptions {
-    /// A Hugging Face model directory, a GGUF file, or where one is published: hf://org/name[@revision].
+    /// A Hugging Face model directory, a GGUF file, or where one is published: `hf://org/name[@revision]`.
     pub path: PathBuf,
     /// The number format to hold the weights in: "f32", "f16", "bf16", "q8_0" or "q4k".
     #[serde(default)]

@@ -227,7 +227,7 @@ mod tests {
     use super::*;
 
     /// Probabilities 0.5, 0.25, 0.125, 0.0625 and 0.0625.
-    const HALVES: [f32; 5] = [-0.693_147_2, -1.386_294_4, -2.079_441_5, -2.772_588_7, -2.772_588_7];
+    const HALVES: [f32; 5] = [-std::f32::consts::LN_2, -1.386_294_4, -2.079_441_5, -2.772_588_7, -2.772_588_7];
 
     fn warm(change: impl FnOnce(&mut Sampling)) -> Sampling {
         let mut sampling = Sampling { temperature: 1.0, ..Sampling::default() };

@@ -85,7 +85,6 @@ impl Sequence {
         &self.tokens
     }
 
-
     /// What follows the prompt.
     pub fn generated(&self) -> &[u32] {
         &self.tokens[self.prompt_len..]

@@ -113,7 +113,8 @@ pub fn start_device(
             let (masks, metrics) = (masks.clone(), metrics.clone());
             let parts = WriterParts { name: name.clone(), generator, processor, blocks: model.blocks, masks, metrics };
             let writer = Writer::new(parts, options);
-            let writer = writer.map_err(|error| EngineError::Probe { name: name.clone(), detail: error.to_string() })?;
+            let writer =
+                writer.map_err(|error| EngineError::Probe { name: name.clone(), detail: error.to_string() })?;
             writers.insert(index, writer);
         }
         sides.push(side);

@@ -178,7 +178,12 @@ fn write_field(text: &mut String, asset: &Asset, placeholder: Placeholder) {
 }
 
 /// Reads the template of a key that was read already; None when it cannot be one, which is then complained about.
-pub(super) fn read_template(section: &Section<'_>, name: &str, source: &str, kind: Option<AssetKind>) -> Option<Template> {
+pub(super) fn read_template(
+    section: &Section<'_>,
+    name: &str,
+    source: &str,
+    kind: Option<AssetKind>,
+) -> Option<Template> {
     match Template::parse(source, kind?) {
         Ok(template) => Some(template),
         Err(error) => {

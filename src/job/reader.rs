@@ -108,7 +108,8 @@ impl<'a> Section<'a> {
 
     /// A number within `range`, both ends included.
     pub(super) fn number(&mut self, name: &'static str, (least, most): (f64, f64)) -> Option<f64> {
-        let number = self.value(name, "a number", |item| item.as_float().or_else(|| Some(item.as_integer()? as f64)))?;
+        let number =
+            self.value(name, "a number", |item| item.as_float().or_else(|| Some(item.as_integer()? as f64)))?;
         let fits = (least..=most).contains(&number);
         if !fits {
             self.complain(name, format!("is {number}; it must be from {least} to {most}"));

@@ -368,11 +368,13 @@ fn check_prompt_embeddings(reader: &Reader, embeddings: &[Embedding], annotate: 
     for (order, (index, embedding)) in asking.enumerate() {
         match annotate {
             None => {
-                let message = "is \"prompt\", which is that of [annotate]; add that section or embed \"text\" or \"image\"";
+                let message =
+                    "is \"prompt\", which is that of [annotate]; add that section or embed \"text\" or \"image\"";
                 reader.complain(&format!("embeddings[{index}].input"), message);
             }
             Some(annotate) if annotate.model != embedding.model => {
-                let message = format!("is {:?}, but [annotate] runs {:?}; name the same", embedding.model, annotate.model);
+                let message =
+                    format!("is {:?}, but [annotate] runs {:?}; name the same", embedding.model, annotate.model);
                 reader.complain(&format!("embeddings[{index}].model"), message);
             }
             Some(_) if order > 0 => {
@@ -459,7 +461,13 @@ template = "{title}"
         ("column = \"words\"", "column = \"Picture\"", 15, "embeddings[1].column", "the column of embeddings[0]"),
         ("input = \"image\"", "input = \"sound\"", 12, "embeddings[0].input", "\"image\", \"text\" or \"prompt\""),
         ("input = \"image\"", "input = \"prompt\"", 12, "embeddings[0].input", "that of [annotate]"),
-        ("input = \"image\"", "input = \"prompt\"\npooling = \"max\"", 13, "embeddings[0].pooling", "\"last\" or \"mean\""),
+        (
+            "input = \"image\"",
+            "input = \"prompt\"\npooling = \"max\"",
+            13,
+            "embeddings[0].pooling",
+            "\"last\" or \"mean\"",
+        ),
         ("input = \"image\"", "input = \"image\"\npooling = \"last\"", 13, "embeddings[0].pooling", "remove it"),
         ("input = \"image\"", "input = \"prompt\"\ntemplate = \"{id}\"", 13, "embeddings[0].template", "remove it"),
         ("input = \"image\"", "input = \"image\"\ntemplate = \"{id}\"", 13, "embeddings[0].template", "remove it"),

@@ -154,10 +154,16 @@ impl Section {
     }
 }
 
+/// Larger sizes are mistakes, and would ask for memory before any tensor is looked at.
+pub const LARGEST_SIZE: usize = 1 << 24;
+
 /// The value, or the default when it is not given; zero is refused.
 pub fn positive(value: Option<usize>, default: usize, key: &str, file: &Path) -> Result<usize, ModelError> {
     match value.unwrap_or(default) {
         0 => Err(ModelError::malformed(file, format!("{key} is 0"))),
+        size if size > LARGEST_SIZE => {
+            Err(ModelError::malformed(file, format!("{key} is {size}; no model has more than {LARGEST_SIZE}")))
+        }
         size => Ok(size),
     }
 }

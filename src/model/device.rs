@@ -37,8 +37,17 @@ fn host_memory() -> u64 {
     });
     let limit = read("/sys/fs/cgroup/memory.max").and_then(number);
     let used = read("/sys/fs/cgroup/memory.current").and_then(number).unwrap_or_default();
-    let container = limit.map(|limit| limit.saturating_sub(used));
+    // What the kernel keeps of files, such as the weights that were just read, it gives back when it must.
+    let files = read("/sys/fs/cgroup/memory.stat").map_or(0, |text| file_pages(&text));
+    let container = limit.map(|limit| limit.saturating_sub(used.saturating_sub(files)));
     machine.into_iter().chain(container).min().unwrap_or_default()
+}
+
+/// Bytes of files in a container's memory, by its memory.stat.
+fn file_pages(statistics: &str) -> u64 {
+    let values = statistics.lines().filter_map(|line| line.split_once(' '));
+    let files = values.filter(|(name, _)| matches!(*name, "active_file" | "inactive_file"));
+    files.filter_map(|(_, bytes)| bytes.trim().parse::<u64>().ok()).sum()
 }
 
 #[cfg(feature = "cuda")]
@@ -68,6 +77,12 @@ fn refused(name: &str, detail: &str) -> ModelError {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn pages_of_files_do_not_count_as_used() {
+        let statistics = "anon 4096\nfile 900\ninactive_file 500\nactive_file 300\n";
+        assert_eq!(file_pages(statistics), 800);
+    }
 
     #[test]
     fn the_host_says_what_it_can_still_give() {

@@ -42,7 +42,8 @@ mod weights;
 pub use alone::{Ended, answer};
 pub use api::{
     ChatProcessor, Encoder, Features, Generator, GeneratorShape, Message, ModelError, Part, Picture, Pixels, Processor,
-    Prompt, PromptImage, Role, SequenceStep, Splice, Step, StepOutput, TokenIds, TokenSpelling, TokenTable, VisionInput,
+    Prompt, PromptImage, Role, SequenceStep, Splice, Step, StepOutput, TokenIds, TokenSpelling, TokenTable,
+    VisionInput,
 };
 pub use chat::TextStream;
 pub use device::{free_memory, open_device};

@@ -107,18 +107,17 @@ fn read(
 fn family(config: &Path) -> Result<&'static Family, ModelError> {
     #[derive(Deserialize)]
     struct Identity {
-        #[serde(default)]
-        architectures: Vec<String>,
+        architectures: Option<Vec<String>>,
         #[serde(default)]
         model_type: String,
     }
     let found: Identity = read_json(config)?;
-    let known = FAMILIES.iter().find(|family| match found.architectures.first() {
+    let known = FAMILIES.iter().find(|family| match found.architectures.iter().flatten().next() {
         Some(architecture) => architecture == family.architecture,
         None => found.model_type == family.model_type,
     });
     known.ok_or_else(|| {
-        let (key, value) = match found.architectures.first() {
+        let (key, value) = match found.architectures.iter().flatten().next() {
             Some(architecture) => ("architectures", architecture.clone()),
             None => ("model_type", found.model_type),
         };

@@ -81,7 +81,7 @@ impl Admission {
     /// Parts the bytes into those of the media, which are given back early, and those of the message.
     fn permits(&self, asset: OwnedSemaphorePermit, mut bytes: OwnedSemaphorePermit) -> Permits {
         let media = bytes.split((self.media_units as usize).min(bytes.num_permits() - 1));
-        Permits { held: Held { _asset: asset, _message: bytes }, media }
+        Permits { held: Held { _asset: asset, _message: bytes, journey: None }, media }
     }
 
     /// Forgets the waiting record; the source brings it again after a new assignment.

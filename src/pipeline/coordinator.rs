@@ -19,6 +19,7 @@ use crate::metrics::Metrics;
 use crate::retry;
 use crate::sink::{RejectionMark, Resume, SinkError};
 use crate::source::{Flow, Rebalance, Record, Source, SourceError};
+use crate::traces::Tracer;
 
 use super::admission::Admission;
 use super::commit::{Committer, Counts, Entry, Finished};
@@ -27,7 +28,7 @@ use super::finish::{Finish, Phase};
 use super::patience::Patience;
 use super::positions::{Advice, positions_elsewhere, read_resumes};
 use super::progress::Progress;
-use super::tracked::{Permits, Settled, Tracked};
+use super::tracked::{self, Permits, Settled, Tracked};
 
 /// What comes to the coordinator from outside.
 pub(super) struct Inputs {
@@ -81,6 +82,7 @@ pub(super) struct Coordinator {
     pub(super) progress: Arc<Progress>,
     pub(super) admission: Admission,
     pub(super) finish: Finish,
+    pub(super) tracer: Tracer,
     pub(super) first_stage: mpsc::Sender<Tracked<Arc<Record>>>,
     pub(super) outcomes: mpsc::Sender<Settled>,
     pub(super) state: State,
@@ -197,12 +199,13 @@ impl Coordinator {
         }
     }
 
-    fn send_on(&mut self, record: Record, permits: Permits) {
+    fn send_on(&mut self, record: Record, mut permits: Permits) {
         self.metrics.flow_paused.with_label_values(&[&self.job]).set(0);
         let record = Arc::new(record);
-        let patience = Arc::new(Patience::default());
-        let open = Open { patience: patience.clone(), record: record.clone() };
         let origin = &record.origin;
+        permits.held.journey = tracked::journey(&self.tracer, &self.job, origin);
+        let patience = Arc::new(Patience::traced(permits.held.journey.clone()));
+        let open = Open { patience: patience.clone(), record: record.clone() };
         let Some(ticket) = self.state.ledger.open(&origin.partition, record.epoch, origin.offset, open) else {
             return;
         };

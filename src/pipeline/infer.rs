@@ -26,11 +26,7 @@ pub(super) struct Inferrer {
     pub(super) fatal: mpsc::Sender<PipelineError>,
 }
 
-pub(super) async fn run(
-    mut input: mpsc::Receiver<Tracked<PreparedAsset>>,
-    window: usize,
-    inferrer: Arc<Inferrer>,
-) {
+pub(super) async fn run(mut input: mpsc::Receiver<Tracked<PreparedAsset>>, window: usize, inferrer: Arc<Inferrer>) {
     let mut waiting = FuturesUnordered::new();
     let mut ended = false;
     while !ended || !waiting.is_empty() {

@@ -7,7 +7,8 @@ use std::sync::atomic::{AtomicBool, AtomicU8, AtomicU64, Ordering};
 use std::sync::{Arc, LazyLock};
 use std::time::{Duration, Instant};
 
-use crate::domain::Stage;
+use crate::domain::{Outcome, Stage};
+use crate::traces::Journey;
 
 /// Shared by the asset on its way and by the coordinator, which reads it.
 #[derive(Debug, Default)]
@@ -19,6 +20,8 @@ pub(super) struct Patience {
     since: AtomicU64,
     /// The asset's partition was revoked or its deadline has passed: its outcome will not be used.
     cancelled: AtomicBool,
+    /// Where the asset's way is noted, when it is traced.
+    journey: Option<Arc<Journey>>,
 }
 
 static START: LazyLock<Instant> = LazyLock::new(Instant::now);
@@ -28,6 +31,21 @@ fn now() -> u64 {
 }
 
 impl Patience {
+    pub(super) fn traced(journey: Option<Arc<Journey>>) -> Self {
+        Self { journey, ..Self::default() }
+    }
+
+    /// Notes the end of the asset's way.
+    pub(super) fn settled(&self, outcome: &Outcome) {
+        if let Some(journey) = &self.journey {
+            match outcome {
+                Outcome::Annotated(_) => journey.settle("annotated", None),
+                Outcome::Removed { .. } => journey.settle("removed", None),
+                Outcome::Rejected(rejection) => journey.settle("rejected", Some(rejection.reason)),
+            }
+        }
+    }
+
     /// The time worked on the asset so far.
     pub(super) fn spent(&self) -> Duration {
         let running = match self.since.load(Ordering::Relaxed) {
@@ -54,6 +72,9 @@ impl Patience {
     pub(super) fn enter(&self, stage: Stage) {
         let index = Stage::ALL.iter().position(|other| *other == stage).expect("ALL lists every stage");
         self.stage.store(index as u8, Ordering::Relaxed);
+        if let Some(journey) = &self.journey {
+            journey.enter(stage.as_str());
+        }
     }
 
     /// Starts the clock; it stops when the value is dropped.
@@ -80,6 +101,9 @@ impl Work {
 
 impl Drop for Work {
     fn drop(&mut self) {
+        if let Some(journey) = &self.patience.journey {
+            journey.leave();
+        }
         let since = self.patience.since.swap(0, Ordering::Relaxed);
         if self.counts && since > 0 {
             self.patience.spent.fetch_add(now().saturating_sub(since), Ordering::Relaxed);

@@ -7,9 +7,10 @@ use std::sync::Arc;
 
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 
-use crate::domain::{Outcome, Rejection, Stage};
+use crate::domain::{Origin, Outcome, Rejection, Stage};
 use crate::ledger::Ticket;
 use crate::source::Record;
+use crate::traces::{Journey, Tracer};
 
 use super::patience::{Patience, Work};
 
@@ -54,6 +55,16 @@ pub(super) struct Permits {
 pub(super) struct Held {
     pub(super) _asset: OwnedSemaphorePermit,
     pub(super) _message: OwnedSemaphorePermit,
+    /// Ends with these permits: when the row is durable.
+    pub(super) journey: Option<Arc<Journey>>,
+}
+
+impl Drop for Held {
+    fn drop(&mut self) {
+        if let Some(journey) = &self.journey {
+            journey.finish();
+        }
+    }
 }
 
 impl Tracked<Arc<Record>> {
@@ -133,6 +144,9 @@ impl Baggage {
 
     fn report(&mut self, outcome: Option<Outcome>) {
         let Some(ticket) = self.ticket.take() else { return };
+        if let Some(outcome) = &outcome {
+            self.patience.settled(outcome);
+        }
         let settled = Settled {
             ticket,
             outcome,
@@ -151,6 +165,24 @@ impl Drop for Baggage {
     }
 }
 
+/// Begins to note the way of one record, when it is to be traced.
+pub(super) fn journey(tracer: &Tracer, job: &str, origin: &Origin) -> Option<Arc<Journey>> {
+    tracer.begin(&origin.headers, || attributes(job, origin))
+}
+
+/// What tells the trace of one asset from others; the names are those of OpenTelemetry's conventions for messaging.
+fn attributes(job: &str, origin: &Origin) -> Vec<(&'static str, String)> {
+    let mut attributes = vec![
+        ("messaging.system", "kafka".to_owned()),
+        ("messaging.destination.name", origin.partition.topic.to_string()),
+        ("messaging.destination.partition.id", origin.partition.partition.to_string()),
+        ("messaging.kafka.offset", origin.offset.to_string()),
+        ("assay.job", job.to_owned()),
+    ];
+    attributes.extend(origin.key.clone().map(|key| ("messaging.kafka.message.key", key)));
+    attributes
+}
+
 #[cfg(test)]
 mod tests {
     use tokio::sync::Semaphore;
@@ -165,7 +197,8 @@ mod tests {
         let record = Arc::new(Record { origin, epoch: Epoch(1), payload: None });
         let permit = || permits.clone().try_acquire_owned().expect("permits are left");
         let ticket = Ticket { partition, epoch: Epoch(1), offset: 4 };
-        let permits = Permits { held: Held { _asset: permit(), _message: permit() }, media: Some(permit()) };
+        let permits =
+            Permits { held: Held { _asset: permit(), _message: permit(), journey: None }, media: Some(permit()) };
         Tracked::new(ticket, record, Arc::default(), permits, outcomes)
     }
 

@@ -25,6 +25,7 @@ use crate::metrics::Metrics;
 use crate::retry::{self, Backoff};
 use crate::sink::{CommitOptions, Sink};
 use crate::source::{Source, SourceError, Streams};
+use crate::traces::Tracer;
 
 use super::admission::Admission;
 use super::commit::Committer;
@@ -58,6 +59,7 @@ pub struct Parts {
     pub sink: Arc<dyn Sink>,
     pub metrics: Arc<Metrics>,
     pub progress: Arc<Progress>,
+    pub tracer: Tracer,
     pub options: Options,
     pub commit: CommitOptions,
     /// How to wait for a store that is down.
@@ -96,6 +98,7 @@ pub async fn run(parts: Parts, mode: Mode, shutdown: CancellationToken) -> Resul
         policy: policy(&parts),
         metrics: parts.metrics.clone(),
         progress: parts.progress.clone(),
+        tracer: parts.tracer.clone(),
         admission: Admission::new(&parts.options, parts.job.pictures()),
         finish: Finish::new(ends),
         first_stage,

@@ -47,7 +47,8 @@ impl Commits {
     pub fn take(&mut self, address: &str, exposition: &str) {
         let now: BTreeMap<u64, f64> = exposition.lines().filter_map(bucket).collect();
         let last = self.running.insert(address.to_owned(), now.clone()).unwrap_or_default();
-        if now.iter().any(|(limit, count)| last.get(limit).is_some_and(|last| last > count)) {
+        // A worker that has committed nothing yet tells no bucket at all.
+        if last.iter().any(|(limit, last)| now.get(limit).is_none_or(|count| count < last)) {
             add(&mut self.ended, &last);
         }
     }
@@ -95,6 +96,7 @@ mod tests {
         };
         let mut commits = Commits::default();
         commits.take("a", &told(9, 10));
+        commits.take("a", "");
         commits.take("a", &told(1, 2));
         commits.take("b", &told(5, 5));
         assert_eq!(commits.quantile(0.5), (0.1, 17));

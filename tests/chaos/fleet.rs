@@ -115,6 +115,14 @@ impl Fleet {
         self.tally
     }
 
+    /// Copies the logs of the workers beside the history of the run.
+    pub fn keep_logs(&self, history: &Path) {
+        for number in 0..self.places.len() {
+            let kept = history.with_extension(format!("worker-{number}.log"));
+            std::fs::copy(self.log(number), kept).expect("a log is copied");
+        }
+    }
+
     /// The addresses of the workers' metrics.
     pub fn metrics(&self) -> Vec<String> {
         self.places.iter().map(|place| format!("http://127.0.0.1:{}/metrics", place.port)).collect()

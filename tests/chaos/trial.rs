@@ -68,6 +68,7 @@ struct Scene {
     upkeeps: JoinSet<()>,
 }
 
+#[expect(clippy::too_many_lines, reason = "the story of one storm, in its order")]
 async fn storm(seed: u64, length: Duration) {
     let Some(store) = ObjectStore::shared() else { return };
     let Some(kafka) = tokio::task::block_in_place(Kafka::three) else { return };
@@ -99,18 +100,23 @@ async fn storm(seed: u64, length: Duration) {
     }
     scene.proxy.clear();
     stop.cancel();
-    let sent = feeding.await.expect("all messages were delivered");
-    while scene.brokers.join_next().await.is_some() {}
-    while scene.upkeeps.join_next().await.is_some() {}
+    let sent = in_time("the last messages are delivered", feeding).await.expect("all messages were delivered");
+    note(&mut scene.history, &format!("{sent} messages were sent"));
+    in_time("all brokers are back", ended(&mut scene.brokers)).await;
+    note(&mut scene.history, "all brokers are back");
+    in_time("upkeep ends", ended(&mut scene.upkeeps)).await;
+    note(&mut scene.history, "no upkeep runs");
     let kafka = scene.kafka.clone();
     let (topic, _) = tokio::task::block_in_place(|| kafka.read_all(TOPIC));
     assert_eq!(topic.len() as u64, sent, "the topic has what was delivered");
     scene.settle(&mut fleet, &topic).await;
+    note(&mut scene.history, "the tables end where the topic does");
     watching.cancel();
     for onlooker in onlookers {
         onlooker.await.expect("an onlooker ends");
     }
     let (surprises, hits) = (std::mem::take(&mut fleet.surprises), scene.proxy.hits());
+    fleet.keep_logs(&path);
     let tally = fleet.stop().await;
     let tables = Warehouse { url: scene.tables.url.clone(), options: scene.tables.options.clone() };
     let verdict = judge(&tables, &topic).await;
@@ -187,9 +193,11 @@ impl Scene {
             Step::Upkeep => {
                 fleet.count("upkeeps");
                 let config = self.run.path().join("config.toml");
-                self.upkeeps.spawn_blocking(move || {
+                self.upkeeps.spawn(async move {
+                    let mut upkeep = tokio::process::Command::from(assay());
+                    upkeep.args(["upkeep", "--config"]).arg(config).kill_on_drop(true);
                     // In bad weather it may fail; the next one tries again.
-                    let _ = assay().args(["upkeep", "--config"]).arg(config).output();
+                    let _ = upkeep.output().await;
                 });
             }
             Step::Clock { .. } | Step::Broker { .. } => {}
@@ -216,6 +224,15 @@ impl Scene {
             }
         }
     }
+}
+
+/// How long the workers and servers may take for anything when everything works again.
+async fn in_time<T>(what: &str, waiting: impl Future<Output = T>) -> T {
+    tokio::time::timeout(REST, waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"))
+}
+
+async fn ended(tasks: &mut JoinSet<()>) {
+    while tasks.join_next().await.is_some() {}
 }
 
 fn partitions() -> Vec<TopicPartition> {

@@ -64,6 +64,7 @@ fn peak_memory(worker: &Worker) -> Option<u64> {
     status.lines().find_map(|line| line.strip_prefix("VmHWM:")?.trim().strip_suffix(" kB")?.parse().ok())
 }
 
+#[expect(clippy::too_many_lines, reason = "one run, and what is to be said of it")]
 #[tokio::test(flavor = "multi_thread")]
 async fn hostile_input_costs_one_typed_rejection_each_in_bounded_time_and_memory() {
     let broker = EmbeddedBroker::start().unwrap();

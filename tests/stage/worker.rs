@@ -13,6 +13,7 @@ use assay::pipeline::{self, Mode, Parts, PipelineError, Progress};
 use assay::retry;
 use assay::sink::{CommitOptions, DeltaSink, Options as SinkOptions, Sink};
 use assay::source::{ReplayOptions, ReplaySource, Source};
+use assay::traces::Tracer;
 use bytesize::ByteSize;
 use serde_json::{Value, json};
 use tempfile::TempDir;
@@ -120,6 +121,7 @@ impl Run {
             sink: Arc::new(sink),
             metrics,
             progress: Arc::new(Progress::default()),
+            tracer: Tracer::default(),
             options: pipeline::Options { assets: 256, ..pipeline::Options::default() },
             commit: options.commit,
             retry: quick(),
@@ -133,7 +135,7 @@ impl Run {
 /// Runs until everything that is there is durable.
 pub async fn once(parts: Parts) -> Result<(), PipelineError> {
     let run = pipeline::run(parts, Mode::Once, CancellationToken::new());
-    tokio::time::timeout(Duration::from_secs(60), run).await.expect("the run ends")
+    tokio::time::timeout(Duration::from_secs(180), run).await.expect("the run ends")
 }
 
 /// Waits that do not slow a test down.
@@ -153,7 +155,7 @@ pub fn pictured(id: &str, url: &str) -> Value {
     product
 }
 
-/// Polls a condition until it holds; panics after a minute.
+/// Polls a condition until it holds; panics after three minutes.
 pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     let waiting = async {
         let mut poll = tokio::time::interval(Duration::from_millis(5));
@@ -161,7 +163,7 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
             poll.tick().await;
         }
     };
-    tokio::time::timeout(Duration::from_secs(60), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
+    tokio::time::timeout(Duration::from_secs(180), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
 /// The binary under test.

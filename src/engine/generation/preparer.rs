@@ -24,8 +24,11 @@ pub struct GenerationPreparer {
     /// Largest number of positions.
     context: usize,
     /// Token ids of chats in which the user says nothing, by instruction.
-    frames: Mutex<HashMap<Option<Arc<str>>, Arc<[u32]>>>,
+    frames: Mutex<Frames>,
 }
+
+/// Token ids by instruction.
+type Frames = HashMap<Option<Arc<str>>, Arc<[u32]>>;
 
 impl GenerationPreparer {
     /// Fails when the tokenizer's tokens cannot be spelled, which grammars need.

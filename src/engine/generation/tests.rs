@@ -150,7 +150,6 @@ async fn a_cache_that_is_too_small_for_all_sets_answers_back_and_changes_none() 
     let expected = Bench::of(&[model], &small()).ask_all(&generations).await;
     // 8 layers of 2 heads of 16 in f32: 32 KiB a block; the context of 2048 tokens asks for 128 of them, so the prompts
     // have to be many.
-    let many: Vec<Generation> = generations.iter().cycle().take(160).cloned().collect();
     let tight = Options {
         kv_memory: MemorySize::Bytes(128 * 32 * 1024),
         sequences: 160,
@@ -159,7 +158,13 @@ async fn a_cache_that_is_too_small_for_all_sets_answers_back_and_changes_none() 
         ..Options::default()
     };
     let bench = Bench::of(&[model], &tight);
-    for (answer, expected) in bench.ask_all(&many).await.iter().zip(expected.iter().cycle()) {
+    // Prepared beforehand, so that they come all at once and each grows while the others do.
+    let prepare = |generation: &Generation| {
+        bench.engine.prepare(&Request { tasks: vec![Task::Generate(generation.clone())] }).unwrap()
+    };
+    let prepared: Vec<_> = generations.iter().cycle().take(80).map(prepare).collect();
+    let answers = join_all(prepared.into_iter().map(|prepared| bench.engine.infer(prepared))).await;
+    for (answer, expected) in answers.iter().zip(expected.iter().cycle()) {
         assert_eq!(answer.as_ref().unwrap().texts, expected.as_ref().unwrap().texts);
     }
     assert!(bench.metrics.preemptions_total.with_label_values(&[model]).get() > 0);
@@ -237,7 +242,8 @@ async fn every_answer_to_a_random_prompt_parses_validates_and_keeps_its_budget()
         let text = std::fs::read_to_string(jobs.join(format!("{name}.output.json"))).unwrap();
         let schema: Arc<Value> = Arc::new(serde_json::from_str(&text).unwrap());
         let validator = jsonschema::validator_for(&schema).unwrap();
-        let categories = ["Home & Garden > Kitchen > Mugs", "Toys & Games > \"Puzzles\" and cubes", "Schönes > Überall"];
+        let categories =
+            ["Home & Garden > Kitchen > Mugs", "Toys & Games > \"Puzzles\" and cubes", "Schönes > Überall"];
         let named: Vec<String> = categories.iter().map(|name| (*name).to_owned()).collect();
         let ask = |number: usize| {
             let most = 120 + number * 7 % 200;

@@ -22,7 +22,9 @@ use crate::engine::sequence::{NewSequence, SequenceId};
 use crate::engine::settled::{Done, Finish, Place, Settled, Written};
 use crate::kv::{BlockId, KvStore};
 use crate::metrics::Metrics;
-use crate::model::{ChatProcessor, Features, Generator, GeneratorShape, ModelError, SequenceStep, Step, StepOutput, Trace};
+use crate::model::{
+    ChatProcessor, Features, Generator, GeneratorShape, ModelError, SequenceStep, Step, StepOutput, Trace,
+};
 
 /// What a writer is made of.
 pub struct WriterParts {
@@ -98,10 +100,10 @@ impl Writer {
             shareable: pooled_from,
             deadline: None,
         };
-        let id = self.scheduler.submit(sequence).map_err(|error| InferenceError::BadInput {
-            model: self.name.clone(),
-            detail: error.to_string(),
-        })?;
+        let id = self
+            .scheduler
+            .submit(sequence)
+            .map_err(|error| InferenceError::BadInput { model: self.name.clone(), detail: error.to_string() })?;
         self.writing.insert(id, Writing::new(place, prompt, deadline, pooled_from));
         self.choices.insert(id, choice);
         self.begin_forced(id)
@@ -160,7 +162,9 @@ impl Writer {
         self.metrics.kv_blocks.with_label_values(&[name, "free"]).set(pool.available() as i64);
         self.metrics.preemptions_total.with_label_values(&[name]).inc_by(plan.preempted.len() as u64);
         for part in &plan.parts {
-            let Some(writing) = self.writing.get(&part.id).filter(|writing| writing.started.is_none()) else { continue };
+            let Some(writing) = self.writing.get(&part.id).filter(|writing| writing.started.is_none()) else {
+                continue;
+            };
             let count = |result, tokens: usize| {
                 self.metrics.prefix_cache_tokens_total.with_label_values(&[name, result]).inc_by(tokens as u64);
             };
@@ -194,7 +198,9 @@ impl Writer {
                 continue;
             }
             match self.features(part.id) {
-                Ok(features) => self.writing.get_mut(&part.id).into_iter().for_each(|writing| writing.features = features.clone()),
+                Ok(features) => {
+                    self.writing.get_mut(&part.id).into_iter().for_each(|writing| writing.features = features.clone())
+                }
                 Err(error) => {
                     failed.insert(part.id);
                     let failure = self.blame(error)?;

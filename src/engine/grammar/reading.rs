@@ -127,7 +127,7 @@ impl Reading<'_> {
         if has("object") {
             self.object(pointer, rules, depth);
         }
-        if rules.contains_key("multipleOf") && !(has("integer") && !has("number")) {
+        if rules.contains_key("multipleOf") && (has("number") || !has("integer")) {
             let message = "is kept for the type \"integer\" alone; leave it out and ask for it in the description";
             self.complain(&child(pointer, "multipleOf"), message);
         } else if has("number") && !listed {

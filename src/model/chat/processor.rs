@@ -133,8 +133,10 @@ impl ChatProcessor for ChatTokenizer {
     fn prompt(&self, messages: &[Message<'_>]) -> Result<Prompt, ModelError> {
         let (rendered, marks) = self.rendered(messages)?;
         let mut ids = self.vocabulary.encode_marked(&rendered, &marks)?;
-        // Templates that do not write the start token leave it to the tokenizer.
-        if let Some(start) = self.template.as_ref().and_then(ChatTemplate::start_token)
+        // The reference's processors of models with eyes add the start token where the template writes none; its
+        // tokenizers of models without never do.
+        if self.eyes.is_some()
+            && let Some(start) = self.template.as_ref().and_then(ChatTemplate::start_token)
             && !rendered.starts_with(start)
             && let Ok(with_frame) = self.vocabulary.encode("", true)
             && let [only] = with_frame[..]

@@ -5,8 +5,8 @@
 
 use std::collections::HashMap;
 use std::path::{Path, PathBuf};
+use std::sync::OnceLock;
 
-use serde_json::Value;
 use tokenizers::Tokenizer;
 
 use super::spelling::spellings;
@@ -17,10 +17,14 @@ use crate::model::tokenizer::TOKENIZER;
 pub struct Vocabulary {
     file: PathBuf,
     full: Tokenizer,
-    /// The same without added tokens.
-    plain: Tokenizer,
-    /// Added tokens by their spelling, the longest first.
-    added: Vec<(String, u32)>,
+    /// The same without added tokens; made when a text needs it, which few do.
+    plain: OnceLock<Tokenizer>,
+    /// Special tokens by their spelling.
+    special: HashMap<String, u32>,
+    /// Lengths of the spellings, the longest first.
+    special_lengths: Vec<usize>,
+    /// First bytes of the spellings.
+    special_starts: Vec<u8>,
     /// Ids beyond it are unknown to the model.
     size: usize,
 }
@@ -39,17 +43,31 @@ impl Vocabulary {
         let mut full = Tokenizer::from_bytes(bytes).map_err(|error| malformed(&error))?;
         full.with_truncation(None).map_err(|error| malformed(&error))?;
         full.with_padding(None);
-        let mut json: Value = serde_json::from_slice(bytes).map_err(|error| malformed(&error))?;
-        json["added_tokens"] = Value::Array(Vec::new());
-        for part in ["post_processor", "truncation", "padding"] {
-            json[part] = Value::Null;
-        }
-        let plain = serde_json::to_vec(&json).map_err(|error| malformed(&error))?;
-        let plain = Tokenizer::from_bytes(plain).map_err(|error| malformed(&error))?;
         let decoder = full.get_added_tokens_decoder();
-        let mut added: Vec<(String, u32)> = decoder.into_iter().map(|(id, token)| (token.content, id)).collect();
-        added.sort_by(|a, b| b.0.len().cmp(&a.0.len()).then(a.1.cmp(&b.1)));
-        Ok(Self { file, full, plain, added, size })
+        let special: HashMap<String, u32> = decoder
+            .into_iter()
+            .filter(|(_, token)| token.special && !token.content.is_empty())
+            .map(|(id, token)| (token.content, id))
+            .collect();
+        let descending = |mut values: Vec<usize>| {
+            values.sort_unstable_by(|a, b| b.cmp(a));
+            values.dedup();
+            values
+        };
+        let special_lengths = descending(special.keys().map(String::len).collect());
+        let starts = descending(special.keys().map(|spelling| usize::from(spelling.as_bytes()[0])).collect());
+        let special_starts = starts.into_iter().map(|byte| byte as u8).collect();
+        Ok(Self { file, full, plain: OnceLock::new(), special, special_lengths, special_starts, size })
+    }
+
+    fn without_added(&self) -> &Tokenizer {
+        self.plain.get_or_init(|| {
+            let mut plain = Tokenizer::new(self.full.get_model().clone());
+            let normalised = plain.with_normalizer(self.full.get_normalizer().cloned());
+            normalised.expect("only added tokens are normalised then, and there is none");
+            plain.with_pre_tokenizer(self.full.get_pre_tokenizer().cloned());
+            plain
+        })
     }
 
     /// The id of a token that the family needs.
@@ -72,14 +90,15 @@ impl Vocabulary {
         let mut ids = Vec::new();
         let mut rest = rendered;
         while !rest.is_empty() {
-            let next = self.next_added(rest);
+            let next = self.next_special(rest);
             let text = next.map_or(rest, |(at, _, _)| &rest[..at]);
             if text.contains(|letter| marks.contains_key(&letter)) {
                 let spelled: String = text
                     .chars()
                     .map(|letter| marks.get(&letter).cloned().unwrap_or_else(|| letter.to_string()))
                     .collect();
-                let encoding = self.plain.encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
+                let encoding =
+                    self.without_added().encode_fast(spelled.as_str(), false).map_err(|error| refused(&error))?;
                 ids.extend_from_slice(encoding.get_ids());
             } else if !text.is_empty() {
                 ids.extend(self.encode(text, false)?);
@@ -95,7 +114,7 @@ impl Vocabulary {
     pub fn mark(&self, text: &str, marks: &mut HashMap<char, String>) -> String {
         let mut out = String::with_capacity(text.len());
         let mut rest = text;
-        while let Some((at, length, _)) = self.next_added(rest) {
+        while let Some((at, length, _)) = self.next_special(rest) {
             out.push_str(&rest[..at]);
             let spelled = &rest[at..at + length];
             let known = marks.iter().find(|(_, known)| *known == spelled).map(|(mark, _)| *mark);
@@ -108,10 +127,16 @@ impl Vocabulary {
         out
     }
 
-    /// The first added token in `text`: where, how long, which.
-    fn next_added(&self, text: &str) -> Option<(usize, usize, u32)> {
-        let found = self.added.iter().filter_map(|(token, id)| Some((text.find(token)?, token.len(), *id)));
-        found.min_by_key(|(at, length, _)| (*at, std::cmp::Reverse(*length)))
+    /// The first special token in `text`: where, how long, which. Of several at one place the longest. A look at each
+    /// length, not at each token: a text full of beginnings costs no more than its length allows.
+    fn next_special(&self, text: &str) -> Option<(usize, usize, u32)> {
+        let starts = text.bytes().enumerate().filter(|(_, byte)| self.special_starts.contains(byte));
+        starts.map(|(at, _)| at).find_map(|at| {
+            self.special_lengths.iter().find_map(|length| {
+                let id = self.special.get(text.get(at..at + length)?)?;
+                Some((at, *length, *id))
+            })
+        })
     }
 
     /// The text of ids, without special tokens.
@@ -126,7 +151,7 @@ impl Vocabulary {
 
     /// The ids of a text in which nothing is special.
     pub fn plain(&self, text: &str) -> Result<Vec<u32>, ModelError> {
-        let encoding = self.plain.encode_fast(text, false).map_err(|error| refused(&error))?;
+        let encoding = self.without_added().encode_fast(text, false).map_err(|error| refused(&error))?;
         self.known(encoding.get_ids().to_vec())
     }
 

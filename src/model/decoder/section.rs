@@ -8,6 +8,7 @@ use serde::Deserialize;
 
 use super::options::{Biases, DecoderOptions, FeedForwardOptions, LayerOptions, QkNorm};
 use crate::model::api::ModelError;
+use crate::model::config::LARGEST_SIZE;
 use crate::model::layers::{Pairing, Rope, RopeSettings};
 use crate::model::weights::read_json;
 
@@ -125,7 +126,11 @@ impl TextSection {
     /// A size that must be given and must not be 0.
     pub fn size(&self, value: Option<usize>, key: &str, (file, section): (&Path, &str)) -> Result<usize, ModelError> {
         match value {
-            Some(value) if value > 0 => Ok(value),
+            Some(value) if (1..=LARGEST_SIZE).contains(&value) => Ok(value),
+            Some(value) if value > 0 => Err(ModelError::malformed(
+                file,
+                format!("{section}{key} is {value}; no model has more than {LARGEST_SIZE}"),
+            )),
             Some(_) => Err(ModelError::malformed(file, format!("{section}{key} is 0"))),
             None => Err(ModelError::malformed(file, format!("{section}{key} is missing"))),
         }

@@ -52,10 +52,12 @@ impl Header {
     }
 
     pub fn texts(&self, key: &str) -> Result<Option<Vec<&str>>, ModelError> {
-        let text = |value| match value {
-            &Value::String(ref text) => Some(text.as_str()),
-            _ => None,
-        };
+        fn text(value: &Value) -> Option<&str> {
+            match value {
+                Value::String(text) => Some(text.as_str()),
+                _ => None,
+            }
+        }
         self.read(key, "a list of texts", |value| list(value)?.iter().map(text).collect())
     }
 

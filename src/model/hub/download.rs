@@ -70,7 +70,7 @@ impl<'a> Downloads<'a> {
         if found != expected {
             remove(&path)?;
             remove(&blob)?;
-            let (address, file) = (self.address.clone(), file.to_owned());
+            let (address, file) = (Box::new(self.address.clone()), file.to_owned());
             return Err(HubError::Damaged { address, file, expected, found, attempts: ATTEMPTS });
         }
         Ok(path)
@@ -83,7 +83,7 @@ fn remove(path: &PathBuf) -> Result<(), HubError> {
 
 /// What an error of hf-hub says about `what`.
 pub fn refusal(address: &HubAddress, what: &str, error: &ApiError) -> HubError {
-    let (address, what) = (address.clone(), what.to_owned());
+    let (address, what) = (Box::new(address.clone()), what.to_owned());
     match error {
         ApiError::RequestError(error) => match **error {
             ureq::Error::StatusCode(status @ (401 | 403)) => HubError::Refused { address, what, status },

@@ -13,24 +13,24 @@ pub enum HubError {
         "{address}: {what} is refused (HTTP {status}): it is private, gated or does not exist; a token in HF_TOKEN may \
          open it"
     )]
-    Refused { address: HubAddress, what: String, status: u16 },
+    Refused { address: Box<HubAddress>, what: String, status: u16 },
     #[error("{address}: {what} does not exist (HTTP {status})")]
-    NotFound { address: HubAddress, what: String, status: u16 },
+    NotFound { address: Box<HubAddress>, what: String, status: u16 },
     #[error("{address}: {what} cannot be fetched: {detail}")]
-    Fetch { address: HubAddress, what: String, detail: String },
+    Fetch { address: Box<HubAddress>, what: String, detail: String },
     /// Neither the hub nor the cache has it.
     #[error("{address}: {reason}, and {} lacks {}", cache.display(), missing.join(", "))]
-    Missing { address: HubAddress, reason: String, cache: PathBuf, missing: Vec<String> },
+    Missing { address: Box<HubAddress>, reason: String, cache: PathBuf, missing: Vec<String> },
     #[error("{address}: {file} has {found} of {expected} bytes after {attempts} attempts")]
-    Damaged { address: HubAddress, file: String, expected: u64, found: u64, attempts: usize },
+    Damaged { address: Box<HubAddress>, file: String, expected: u64, found: u64, attempts: usize },
     #[error("{address}: {file}: {detail}")]
-    Malformed { address: HubAddress, file: String, detail: String },
+    Malformed { address: Box<HubAddress>, file: String, detail: String },
     #[error(
         "{address} has no weights that can be read: neither model.safetensors, with or without an index, nor a .gguf"
     )]
-    NoWeights { address: HubAddress },
+    NoWeights { address: Box<HubAddress> },
     #[error("{address} has several GGUF files ({}); name one, as {address}/{}", files.join(", "), files[0])]
-    ManyFiles { address: HubAddress, files: Vec<String> },
+    ManyFiles { address: Box<HubAddress>, files: Vec<String> },
     #[error("{}: {source}", path.display())]
     Cache { path: PathBuf, source: std::io::Error },
 }

@@ -23,8 +23,12 @@ pub fn locate(location: &Path, options: &HubOptions) -> Result<PathBuf, HubError
         return Ok(path);
     }
     let from_cache = |reason: String| {
-        let lacking =
-            |missing| HubError::Missing { address: address.clone(), reason, cache: options.cache.clone(), missing };
+        let lacking = |missing| HubError::Missing {
+            address: Box::new(address.clone()),
+            reason,
+            cache: options.cache.clone(),
+            missing,
+        };
         snapshot.usable().map_err(lacking)
     };
     if options.offline {
@@ -69,7 +73,7 @@ fn checked(commit: String, address: &HubAddress) -> Result<String, HubError> {
         true => Ok(commit),
         false => {
             let detail = format!("the hub calls the commit {commit:?}, which is no hexadecimal number");
-            Err(HubError::Fetch { address: address.clone(), what: "the repository".to_owned(), detail })
+            Err(HubError::Fetch { address: Box::new(address.clone()), what: "the repository".to_owned(), detail })
         }
     }
 }
@@ -107,8 +111,8 @@ fn fetch(address: &HubAddress, downloads: &Downloads<'_>, published: &[String]) 
     }
     match wanted::weights(published) {
         WantedWeights::Files(files) => get(files)?,
-        WantedWeights::None => return Err(HubError::NoWeights { address: address.clone() }),
-        WantedWeights::Several(files) => return Err(HubError::ManyFiles { address: address.clone(), files }),
+        WantedWeights::None => return Err(HubError::NoWeights { address: Box::new(address.clone()) }),
+        WantedWeights::Several(files) => return Err(HubError::ManyFiles { address: Box::new(address.clone()), files }),
     }
     Ok(fetched)
 }
@@ -119,7 +123,7 @@ fn content(address: &HubAddress, downloads: &Downloads<'_>, file: &str) -> Resul
 }
 
 fn malformed(address: &HubAddress, file: &str, detail: &dyn std::fmt::Display) -> HubError {
-    HubError::Malformed { address: address.clone(), file: file.to_owned(), detail: detail.to_string() }
+    HubError::Malformed { address: Box::new(address.clone()), file: file.to_owned(), detail: detail.to_string() }
 }
 
 #[cfg(test)]

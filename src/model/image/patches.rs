@@ -19,7 +19,12 @@ const DEFAULTS: Defaults = Defaults {
     filter: Filter::Bicubic,
     mean: [0.481_454_66, 0.457_827_5, 0.408_210_73],
     deviation: [0.268_629_54, 0.261_302_6, 0.275_777_1],
-    kinds: &["Qwen2VLImageProcessor", "Qwen2VLImageProcessorFast", "Qwen2_5_VLImageProcessor"],
+    kinds: &[
+        "Qwen2VLImageProcessor",
+        "Qwen2VLImageProcessorFast",
+        "Qwen2VLImageProcessorPil",
+        "Qwen2_5_VLImageProcessor",
+    ],
 };
 
 /// Pictures that are longer than this many times their width are refused, as the reference does.
@@ -70,7 +75,8 @@ impl Patches {
         };
         let limit = |inner: &str, outer: &str, default| {
             let size = settings.value("size").and_then(|size| size.get(inner)).filter(|value| !value.is_null());
-            match size.or_else(|| settings.value(outer)) {
+            // Where a file says both, the reference lets the older key win.
+            match settings.value(outer).filter(|value| !value.is_null()).or(size) {
                 Some(value) => number(value, outer),
                 None => Ok(default),
             }

@@ -65,7 +65,6 @@ pub struct Case {
 impl Kit {
     /// The kit of the environment, else the one in the sources.
     pub fn find() -> Self {
-        #[expect(clippy::disallowed_methods, reason = "which kit to use is no setting of the program")]
         let Some(root) = std::env::var_os("ASSAY_PARITY_KIT").map(PathBuf::from) else { return Self::own() };
         assert!(root.is_dir(), "the parity kit {} is no folder", root.display());
         Self { root }

@@ -60,18 +60,23 @@ impl Experts {
     pub fn forward(&self, input: &Tensor, layer: usize, trace: &mut Trace) -> Result<Tensor> {
         let logits = input.to_dtype(DType::F32)?.matmul(&self.router.t()?)?;
         trace.show(format_args!("text.router_logits_{layer}"), &logits);
-        let mut out = self.shared.forward(input)?;
-        for (expert, chosen) in self.routed.iter().zip(self.route(&logits.to_vec2()?)) {
-            if chosen.rows.is_empty() {
-                continue;
-            }
-            let count = chosen.rows.len();
-            let rows = Tensor::from_vec(chosen.rows, count, input.device())?;
-            let scores = Tensor::from_vec(chosen.scores, (count, 1), input.device())?.to_dtype(input.dtype())?;
-            let scaled = input.index_select(&rows, 0)?.broadcast_mul(&scores)?;
-            out = out.index_add(&rows, &expert.forward(&scaled, self.sizes.width)?, 0)?;
+        let shared = self.shared.forward(input)?;
+        let chosen = self.route(&logits.to_vec2()?);
+        let rows: Vec<u32> = chosen.iter().flat_map(|chosen| &chosen.rows).copied().collect();
+        let scores: Vec<f32> = chosen.iter().flat_map(|chosen| &chosen.scores).copied().collect();
+        let count = rows.len();
+        let scores = Tensor::from_vec(scores, (count, 1), input.device())?.to_dtype(input.dtype())?;
+        let rows = Tensor::from_vec(rows, count, input.device())?;
+        // Rows of one expert lie together, so each runs once.
+        let scaled = input.index_select(&rows, 0)?.broadcast_mul(&scores)?;
+        let mut first = 0;
+        let mut parts = Vec::new();
+        for (expert, chosen) in self.routed.iter().zip(&chosen).filter(|(_, chosen)| !chosen.rows.is_empty()) {
+            let own = scaled.narrow(0, first, chosen.rows.len())?;
+            parts.push(expert.forward(&own, self.sizes.width)?);
+            first += chosen.rows.len();
         }
-        Ok(out)
+        shared.index_add(&rows, &Tensor::cat(&parts, 0)?, 0)
     }
 
     /// The rows and scores of each expert.

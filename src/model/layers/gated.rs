@@ -2,8 +2,10 @@
 
 use candle_core::{Module, Result, Tensor};
 
+use super::activation::activate;
 use super::linear::Linear;
 use crate::model::api::ModelError;
+use crate::model::config::Activation;
 use crate::model::weights::Scope;
 
 /// Three linear maps with the gate between them.
@@ -41,5 +43,8 @@ impl Module for GatedFeedForward {
 
 /// `silu(gate) * up` of `[rows, gate and up]`, each `width` wide.
 pub fn gated(both: &Tensor, width: usize) -> Result<Tensor> {
-    both.narrow(1, 0, width)?.silu()? * both.narrow(1, width, width)?
+    let gate = both.narrow(1, 0, width)?;
+    // Side by side the gate's values are worked out on all threads.
+    let gate = if both.device().is_cpu() { activate(Activation::Silu, &gate.contiguous()?)? } else { gate.silu()? };
+    gate * both.narrow(1, width, width)?
 }

@@ -6,7 +6,7 @@
 //! Invariant: a row of the result depends on its own row of the input alone.
 
 use candle_core::quantized::QMatMul;
-use candle_core::{DType, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 
 use super::skinny;
 use crate::model::api::ModelError;
@@ -96,9 +96,14 @@ impl Weight {
         Ok(match matrix {
             Matrix::Dense(weight) => Self::Dense(spaced(weight)?),
             Matrix::Quantised(weight) => {
-                let outputs = weight.shape().dims()[0];
+                let (outputs, inputs) = weight.shape().dims2()?;
                 // From an Arc the library would fall back to f32 where an environment variable asks for it.
-                Self::Quantised { map: QMatMul::QTensor(weight), outputs }
+                let map = QMatMul::QTensor(weight);
+                if map_is_on_cpu(&map) {
+                    // What the kernels keep beside the blocks is made now, so that memory does not grow while serving.
+                    map.forward(&Tensor::zeros((1, inputs), DType::F32, &Device::Cpu)?)?;
+                }
+                Self::Quantised { map, outputs }
             }
             Matrix::Stacked(parts) => Self::Stacked(parts.into_iter().map(Self::new).collect::<Result<_>>()?),
         })
@@ -124,6 +129,10 @@ impl Weight {
     }
 }
 
+fn map_is_on_cpu(map: &QMatMul) -> bool {
+    matches!(map, QMatMul::QTensor(weight) if weight.device().is_cpu())
+}
+
 /// Rows whose length is a multiple of a page all begin in the same sets of the caches and push each other out; on the CPU
 /// such rows get a gap behind them.
 fn spaced(weight: Tensor) -> Result<Tensor> {
@@ -140,7 +149,7 @@ fn spaced(weight: Tensor) -> Result<Tensor> {
 /// `[rows, inputs]` times a float weight.
 fn dense(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
     if !input.device().is_cpu() {
-        return input.to_dtype(weight.dtype())?.matmul(&weight.t()?);
+        return input.to_dtype(weight.dtype())?.matmul(&weight.t()?)?.to_dtype(input.dtype());
     }
     if input.dtype() == DType::F32 && skinny::serves(input.dim(0)?) {
         return skinny::product(input, weight);

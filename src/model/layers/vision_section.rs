@@ -22,9 +22,9 @@ pub struct VisionSection {
     hidden_size: Option<usize>,
     num_heads: Option<usize>,
     intermediate_size: Option<usize>,
-    /// Older files say `in_chans`.
-    #[serde(alias = "in_chans")]
     in_channels: Option<usize>,
+    /// As older files say it; files that were saved again say both.
+    in_chans: Option<usize>,
     patch_size: Option<usize>,
     spatial_merge_size: Option<usize>,
     temporal_patch_size: Option<usize>,
@@ -89,7 +89,7 @@ impl VisionSection {
     /// `file` is named by errors.
     pub fn sizes(&self, default: VisionDefaults, file: &Path) -> Result<SharedSizes, ModelError> {
         let size = |value, default, key: &str| positive(value, default, &format!("{SECTION}{key}"), file);
-        if let Some(other) = self.in_channels.filter(|channels| *channels != 3) {
+        if let Some(other) = self.in_channels.or(self.in_chans).filter(|channels| *channels != 3) {
             return Err(ModelError::unsupported(file, &format!("{SECTION}in_channels"), other, "only 3 (RGB) is"));
         }
         let hidden = size(self.hidden_size, default.hidden, "hidden_size")?;

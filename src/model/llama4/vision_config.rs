@@ -73,8 +73,9 @@ struct Section {
     hidden_act: Option<String>,
     multi_modal_projector_bias: Option<bool>,
     vision_feature_select_strategy: Option<String>,
-    #[serde(alias = "_vision_feature_layer")]
     vision_feature_layer: Option<i64>,
+    /// As older files say it.
+    _vision_feature_layer: Option<i64>,
     #[serde(flatten)]
     rope: RopeSettings,
 }
@@ -143,7 +144,7 @@ impl Section {
         if let Some(other) = self.vision_feature_select_strategy.as_deref().filter(|name| *name != "default") {
             return refuse("vision_feature_select_strategy", &other, "only default is");
         }
-        if let Some(other) = self.vision_feature_layer.filter(|layer| *layer != -1) {
+        if let Some(other) = self.vision_feature_layer.or(self._vision_feature_layer).filter(|layer| *layer != -1) {
             return refuse("vision_feature_layer", &other, "only -1 is");
         }
         Ok(())

@@ -28,6 +28,6 @@ pub fn text_options(file: &Path) -> Result<DecoderOptions, ModelError> {
     let mut options = section.options(DEFAULTS, (file, name))?;
     // Queries, keys and values always have a bias, the output never.
     options.biases = Biases { query_key_value: true, attention_output: false, feed_forward: false };
-    options.tied = found.tie_word_embeddings.unwrap_or(options.tied);
+    options.tied |= found.tie_word_embeddings.unwrap_or(false);
     Ok(options)
 }

@@ -15,7 +15,10 @@ use safetensors::{Dtype, SafeTensors};
 use crate::model::api::ModelError;
 
 /// Bytes that are read before their pages are given back.
-const STRIDE: usize = 8 << 20;
+const STRIDE: usize = 2 << 20;
+
+/// How far around a page that is looked at others may be mapped, too: Linux maps what it has read in one go, 2 MiB at most.
+const AROUND: usize = 2 << 20;
 
 /// How the numbers of a tensor lie in a file.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -110,6 +113,7 @@ impl MappedFile {
     fn give_back(&self, from: usize, to: usize) {
         // SAFETY: the mapping is of a file and is only read: a page that is looked at again is read from the file again.
         // Failing to give pages back costs memory, nothing else.
+        let (from, to) = (from.saturating_sub(AROUND), self.map.len().min(to + AROUND));
         let _ = unsafe { self.map.unchecked_advise_range(UncheckedAdvice::DontNeed, from, to - from) };
     }
 }

@@ -5,6 +5,7 @@ mod gguf_file;
 mod held;
 mod mapped;
 mod precision;
+mod rearranged;
 mod rows;
 mod scope;
 

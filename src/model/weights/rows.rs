@@ -8,8 +8,8 @@ use half::{bf16, f16};
 
 use super::mapped::{Layout, MappedFile, Stored};
 
-/// Rows that are quantised at once hold about so many numbers.
-const QUANTISED_AT_ONCE: usize = 1 << 20;
+/// Rows that are converted at once hold about so many numbers: what is large and short-lived leaves holes in the heap.
+const AT_ONCE: usize = 1 << 17;
 
 /// A stored tensor, where it is and how its numbers lie there.
 pub type Found<'a> = (&'a MappedFile, &'a Stored, Layout);
@@ -94,12 +94,37 @@ pub fn quantised(
     device: &Device,
     rows: impl Fn(Range<usize>) -> Vec<f32>,
 ) -> Result<QTensor> {
-    let at_once = (QUANTISED_AT_ONCE / inputs.max(1)).max(1);
     let mut bytes = Vec::with_capacity(outputs * inputs / blocks.block_size() * blocks.type_size());
-    for first in (0..outputs).step_by(at_once) {
-        let last = outputs.min(first + at_once);
-        let piece = Tensor::from_vec(rows(first..last), (last - first, inputs), &Device::Cpu)?;
+    for range in pieces(outputs, inputs) {
+        let size = (range.len(), inputs);
+        let piece = Tensor::from_vec(rows(range), size, &Device::Cpu)?;
         bytes.extend_from_slice(&QTensor::quantize(&piece, blocks)?.data()?);
     }
     QTensor::new(QStorage::from_data(bytes.into(), device, blocks)?, (outputs, inputs))
+}
+
+/// A matrix of floats of rows that `rows` hands out for a range of rows.
+pub fn dense(
+    (outputs, inputs): (usize, usize),
+    held: DType,
+    device: &Device,
+    rows: impl Fn(Range<usize>) -> Vec<f32>,
+) -> Result<Tensor> {
+    fn all<T>(size: (usize, usize), rows: impl Fn(Range<usize>) -> Vec<f32>, narrow: fn(f32) -> T) -> Vec<T> {
+        let mut values = Vec::with_capacity(size.0 * size.1);
+        pieces(size.0, size.1).for_each(|range| values.extend(rows(range).into_iter().map(narrow)));
+        values
+    }
+    let size = (outputs, inputs);
+    match held {
+        DType::F16 => Tensor::from_vec(all(size, rows, f16::from_f32), size, device),
+        DType::BF16 => Tensor::from_vec(all(size, rows, bf16::from_f32), size, device),
+        _ => Tensor::from_vec(all(size, rows, |value| value), size, device),
+    }
+}
+
+/// Ranges of rows that are converted at once.
+fn pieces(rows: usize, width: usize) -> impl Iterator<Item = Range<usize>> {
+    let at_once = (AT_ONCE / width.max(1)).max(1);
+    (0..rows).step_by(at_once).map(move |first| first..rows.min(first + at_once))
 }

@@ -11,12 +11,14 @@ use std::sync::Arc;
 
 use candle_core::quantized::{GgmlDType, QTensor};
 use candle_core::{DType, Device, Tensor};
+use rayon::prelude::*;
 
 use super::directory::{SINGLE, weight_files};
 use super::gguf_file::{self, Metadata};
 use super::held::{Held, HeldTensor};
 use super::mapped::{Layout, MappedFile, Stored};
 use super::precision::Precision;
+use super::rearranged::copy_bytes;
 use super::rows::{self, Found};
 use crate::model::api::ModelError;
 
@@ -154,6 +156,12 @@ impl Weights {
         self.held.borrow_mut().0.push(HeldTensor { name, parameters, bytes, format, instead_of });
     }
 
+    /// Memory of a matrix of blocks, with what the kernels keep beside it.
+    fn block_bytes(&self, blocks: GgmlDType, (outputs, inputs): (usize, usize)) -> usize {
+        let copy = if self.device.is_cpu() { copy_bytes(blocks, outputs, inputs) } else { 0 };
+        outputs * inputs / blocks.block_size() * blocks.type_size() + copy
+    }
+
     fn float(&self, name: String, expected: &[usize], held: DType) -> Result<Tensor, ModelError> {
         let found = self.find(&name, expected)?;
         let count = expected.iter().product();
@@ -174,7 +182,7 @@ impl Weights {
         parts: &[Found<'_>],
     ) -> Result<Matrix, ModelError> {
         let count = outputs * inputs;
-        let bytes = count / blocks.block_size() * blocks.type_size();
+        let bytes = self.block_bytes(blocks, (outputs, inputs));
         self.keep(name, count, bytes, (format!("{blocks:?}"), None));
         Ok(match self.with_values {
             true => Matrix::Quantised(Arc::new(rows::kept(parts, (outputs, inputs), blocks, &self.device)?)),
@@ -193,19 +201,20 @@ impl Weights {
         let count = outputs * inputs;
         match self.precision.blocks(inputs) {
             Some(blocks) if !self.with_values => {
-                let bytes = count / blocks.block_size() * blocks.type_size();
+                let bytes = self.block_bytes(blocks, (outputs, inputs));
                 self.keep(name, count, bytes, self.formats(format!("{blocks:?}")));
                 Ok(Matrix::Dense(zeros(&[outputs, inputs], DType::F32)?))
             }
             Some(blocks) => {
                 let quantised = rows::quantised((outputs, inputs), blocks, &self.device, rows)?;
-                self.keep(name, count, quantised.storage_size_in_bytes(), self.formats(format!("{blocks:?}")));
+                let bytes = self.block_bytes(blocks, (outputs, inputs));
+                self.keep(name, count, bytes, self.formats(format!("{blocks:?}")));
                 Ok(Matrix::Quantised(Arc::new(quantised)))
             }
             None => {
                 let held = self.precision.table(stored);
                 let tensor = match self.with_values {
-                    true => Tensor::from_vec(rows(0..outputs), (outputs, inputs), &self.device)?.to_dtype(held)?,
+                    true => rows::dense((outputs, inputs), held, &self.device, rows)?,
                     false => zeros(&[outputs, inputs], held)?,
                 };
                 self.keep(name, count, count * held.size_in_bytes(), self.formats(format!("{held:?}")));
@@ -344,9 +353,25 @@ impl Scope<'_> {
         let range = if self.weights.with_values { index * size..(index + 1) * size } else { 0..0 };
         let values = rows::floats(found, range);
         self.weights.matrix(format!("{name}[{index}]"), (outputs, inputs), found.2.float(), |rows| {
-            rows.flat_map(|output| values[output..].iter().step_by(outputs).copied().take(inputs)).collect()
+            turned_rows(&values, rows, (inputs, outputs))
         })
     }
+}
+
+/// Rows `rows` of the transpose of `values`, `[inputs, outputs]`. Some rows at a time, because walking down a single
+/// column of a large matrix misses the caches at every step.
+fn turned_rows(values: &[f32], rows: Range<usize>, (inputs, outputs): (usize, usize)) -> Vec<f32> {
+    const ABREAST: usize = 32;
+    let mut turned = vec![0.0; rows.len() * inputs];
+    turned.par_chunks_mut((ABREAST * inputs).max(1)).enumerate().for_each(|(tile, turned)| {
+        let first = rows.start + tile * ABREAST;
+        for input in 0..inputs {
+            for (row, value) in turned.chunks_exact_mut(inputs).zip(&values[input * outputs + first..]) {
+                row[input] = *value;
+            }
+        }
+    });
+    turned
 }
 
 #[cfg(test)]
@@ -364,6 +389,19 @@ mod tests {
 
     fn zeros(shape: &[usize], dtype: DType) -> Tensor {
         Tensor::zeros(shape, dtype, &Device::Cpu).unwrap()
+    }
+
+    #[test]
+    fn rows_of_a_turned_matrix_are_its_columns_whatever_their_number() {
+        let (inputs, outputs) = (37, 75);
+        let values: Vec<f32> = (0..inputs * outputs).map(|value| value as f32).collect();
+        for rows in [0..75, 3..4, 30..71] {
+            let expected: Vec<f32> = rows
+                .clone()
+                .flat_map(|output| values[output..].iter().step_by(outputs).copied().take(inputs))
+                .collect();
+            assert_eq!(turned_rows(&values, rows, (inputs, outputs)), expected);
+        }
     }
 
     fn open(directory: &Path) -> Result<Weights, ModelError> {

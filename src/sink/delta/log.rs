@@ -211,7 +211,8 @@ impl Log {
     }
 
     fn parse(&self, version: u64, bytes: &[u8]) -> Result<Commit, SinkError> {
-        let mut commit = Commit { version, batch: None, timestamp: None, transactions: BTreeMap::new(), structural: false };
+        let mut commit =
+            Commit { version, batch: None, timestamp: None, transactions: BTreeMap::new(), structural: false };
         let lines = bytes.split(|byte| *byte == b'\n').filter(|line| !line.trim_ascii().is_empty());
         for line in lines {
             let line: LogLine = serde_json::from_slice(line).map_err(|error| SinkError::Incompatible {

@@ -109,7 +109,7 @@ impl Member {
 
     fn read(&mut self) -> Result<(), SourceError> {
         while !self.shared.closing() && !self.flow.is_closed() {
-            self.serve_wishes()?;
+            self.serve_wishes();
             self.deliver();
             self.regulate().map_err(unusable)?;
             if !self.held.is_empty() && !self.paused {
@@ -240,7 +240,7 @@ impl Member {
     fn take_end(&mut self, number: i32) {
         let context = self.consumer.context();
         let told = context.take_end();
-        let Some(claim) = context.claim(number) else { return };
+        let Some(claim) = context.claim(number).filter(|claim| !claim.astray) else { return };
         // Without a readable position the end of what was read is safe: it can only be too early.
         let next = told.unwrap_or(claim.next).max(claim.next);
         context.advance(number, next);
@@ -259,30 +259,42 @@ impl Member {
         SourceError::Topic { topic: self.consumer.context().topic().to_owned(), detail }
     }
 
-    fn serve_wishes(&mut self) -> Result<(), SourceError> {
+    fn serve_wishes(&mut self) {
         let wanted = self.mailbox.take_reassign();
         let ours: Vec<_> = wanted.into_iter().filter(|number| self.claim_epoch(*number).is_some()).collect();
-        if ours.is_empty() { Ok(()) } else { self.reassign(ours) }
+        if !ours.is_empty() {
+            self.reassign(ours);
+        }
     }
 
-    fn reassign(&mut self, partitions: Vec<i32>) -> Result<(), SourceError> {
+    fn reassign(&mut self, partitions: Vec<i32>) {
         let context = self.consumer.context().clone();
         let Some(starts) = context.claim_anew(partitions) else {
             self.shared.close();
-            return Ok(());
+            return;
         };
         let topic = context.topic();
+        let numbers: Vec<_> = starts.iter().map(|(partition, _)| *partition).collect();
         let list = starts.into_iter().map(|(partition, offset)| (topic.to_owned(), partition, offset)).collect();
-        let list = self.consumer.seek_partitions(list, SEEK).map_err(unusable)?;
-        for element in list.elements() {
-            if let Err(error) = element.error() {
-                // The partition may not be fetched yet, or be on its way to another member: ask again under yet
-                // another epoch, unless it is taken away meanwhile.
-                tracing::warn!(partition = element.partition(), %error, "a partition could not be moved; trying again");
-                self.mailbox.reassign(element.partition());
+        match self.consumer.seek_partitions(list, SEEK) {
+            Ok(list) => {
+                for element in list.elements() {
+                    if let Err(error) = element.error() {
+                        self.move_again(element.partition(), &error);
+                    }
+                }
             }
+            // Their leader is away, or the client is busy with it: no reason to end.
+            Err(error) => numbers.into_iter().for_each(|number| self.move_again(number, &error)),
         }
-        Ok(())
+    }
+
+    /// The partition may not be fetched yet, or be on its way to another member: ask again under yet another epoch, unless it is
+    /// taken away meanwhile.
+    fn move_again(&self, partition: i32, error: &KafkaError) {
+        tracing::warn!(partition, %error, "a partition could not be moved; trying again");
+        self.consumer.context().mark_astray(partition);
+        self.mailbox.reassign(partition);
     }
 }
 
@@ -332,7 +344,7 @@ pub fn no_thread(error: &std::io::Error) -> SourceError {
 /// None for a record that is not ours (any more) or was read before; an error when the log does not fit the tables.
 fn take_record(context: &Context, message: &BorrowedMessage<'_>) -> Result<Option<Flow>, String> {
     let (number, offset) = (message.partition(), message.offset());
-    let Some(claim) = context.claim(number) else { return Ok(None) };
+    let Some(claim) = context.claim(number).filter(|claim| !claim.astray) else { return Ok(None) };
     if offset < claim.start {
         return Err(format!(
             "partition {number} has the offset {offset} where the tables go on at {}: the topic was created anew or lost \

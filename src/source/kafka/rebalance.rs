@@ -32,6 +32,8 @@ pub struct Claim {
     pub next: i64,
     /// Behind the last record that is done, as far as `commit` told.
     pub done: i64,
+    /// The client did not go to `start`, so what it reads is not taken.
+    pub astray: bool,
 }
 
 /// The callbacks of one topic's consumer.
@@ -70,6 +72,13 @@ impl Context {
         }
     }
 
+    /// Takes nothing of the partition until it is claimed anew: the client reads it from another place than it should.
+    pub fn mark_astray(&self, partition: i32) {
+        if let Some(claim) = lock(&self.claims).get_mut(&partition) {
+            claim.astray = true;
+        }
+    }
+
     /// Takes the offset that the end-of-partition event just polled has named.
     pub fn take_end(&self) -> Option<i64> {
         Some(self.end.swap(-1, Ordering::Relaxed)).filter(|end| *end >= 0)
@@ -104,7 +113,7 @@ impl Context {
         for partition in partitions {
             let resume = answered.get(&self.topic_partition(partition)).copied().filter(|offset| *offset > 0);
             let start = resume.unwrap_or(0);
-            claims.insert(partition, Claim { epoch, start, next: start, done: start });
+            claims.insert(partition, Claim { epoch, start, next: start, done: start, astray: false });
             starts.push((partition, resume.map_or(Offset::Beginning, Offset::Offset)));
         }
         Some(starts)

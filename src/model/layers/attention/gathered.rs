@@ -33,9 +33,10 @@ fn one(queries: &Tensor, keys: &Tensor, values: &Tensor) -> Result<Tensor> {
     let (heads, rows, width) = queries.dims3()?;
     let (count, kv_heads, _) = keys.dims3()?;
     let group = heads / kv_heads;
-    let queries = queries.contiguous()?.reshape((kv_heads, group * rows, width))?;
+    // Scaled before the product: 16 bits do not hold the scores of large queries.
+    let queries = (queries.contiguous()? * (width as f64).powf(-0.5))?.reshape((kv_heads, group * rows, width))?;
     let keys = keys.permute((1, 2, 0))?.contiguous()?;
-    let scores = (queries.matmul(&keys)?.to_dtype(DType::F32)? * (width as f64).powf(-0.5))?;
+    let scores = queries.matmul(&keys)?.to_dtype(DType::F32)?;
     let first = count - rows;
     let mask: Vec<f32> = (0..rows)
         .flat_map(|row| (0..count).map(move |key| if key > first + row { f32::NEG_INFINITY } else { 0.0 }))
