@@ -230,7 +230,7 @@ fn light(pixels: &mut Pixmap, random: &mut ChaCha8Rng) {
         let brightness = ((middle + across * x + down * y) * 256.0) as i32;
         let grain = grains.next(noise);
         for channel in &mut pixel[..3] {
-            *channel = ((i32::from(*channel) * brightness >> 8) + grain).clamp(0, 255) as u8;
+            *channel = (((i32::from(*channel) * brightness) >> 8) + grain).clamp(0, 255) as u8;
         }
     }
 }
