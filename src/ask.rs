@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::config::Config;
 use crate::job::JobCatalog;
-use crate::query::{Format, JobTables, QueryError, QuerySession, Screen, prompt, write};
+use crate::query::{Format, QueryError, QuerySession, Screen, prompt, write};
 use crate::sink::register_stores;
 
 /// What `assay query` was asked to do.
@@ -72,15 +72,7 @@ pub async fn open(config: &Config, job: Option<&str>) -> Result<QuerySession> {
     if let Some(name) = job {
         catalog.get(name)?;
     }
-    let base = config.tables.url.trim_end_matches('/');
-    let tables: Vec<_> = catalog
-        .jobs()
-        .map(|job| JobTables {
-            job: job.name.clone(),
-            url: format!("{base}/{}", job.name),
-            options: config.tables.options.clone(),
-        })
-        .collect();
+    let tables: Vec<_> = catalog.jobs().map(|job| config.job_tables(&job.name)).collect();
     Ok(QuerySession::open(&tables, job).await?)
 }
 

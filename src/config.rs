@@ -18,6 +18,7 @@ use url::Url;
 pub use self::hub::hub_options;
 use self::layers::{Layers, Origins};
 use crate::job::Problem;
+use crate::query::JobTables;
 use crate::{engine, media, pipeline, retry, sink, source, traces};
 
 const SECTIONS: [&str; 10] =
@@ -77,6 +78,12 @@ pub struct RunOptions {
 }
 
 impl Config {
+    /// Where SQL finds the tables of a job.
+    pub fn job_tables(&self, job: &str) -> JobTables {
+        let url = format!("{}/{job}", self.tables.url.trim_end_matches('/'));
+        JobTables { job: job.to_owned(), url, options: self.tables.options.clone() }
+    }
+
     /// Reads the defaults, then the file (without one: `assay.toml` or `config.toml` of the current folder, if there is
     /// one), then the environment's `ASSAY__SECTION__KEY`, and validates the outcome. All problems are told.
     pub fn load(path: Option<&Path>) -> Result<Self, Vec<Problem>> {

@@ -4,7 +4,7 @@ use anyhow::Result;
 
 use crate::config::Config;
 use crate::job::JobCatalog;
-use crate::query::{JobTables, QuerySession};
+use crate::query::QuerySession;
 use crate::sink::register_stores;
 
 /// The jobs that are meant: the named ones, or all.
@@ -19,7 +19,5 @@ pub(super) fn jobs(config: &Config, names: &[String]) -> Result<Vec<String>> {
 /// A session in which `results` and `rejections` are those of the job.
 pub(super) async fn open(config: &Config, job: &str) -> Result<QuerySession> {
     register_stores();
-    let url = format!("{}/{job}", config.tables.url.trim_end_matches('/'));
-    let tables = [JobTables { job: job.to_owned(), url, options: config.tables.options.clone() }];
-    Ok(QuerySession::open(&tables, Some(job)).await?)
+    Ok(QuerySession::open(&[config.job_tables(job)], Some(job)).await?)
 }

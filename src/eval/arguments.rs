@@ -103,7 +103,7 @@ impl Side {
         let session = crate::ask::open(config, Some(job)).await?;
         let answers = answers::read(&session, annotate).await.with_context(|| format!("job {job}"))?;
         let judge = Judge::new(&annotate.columns);
-        let tables = format!("{}/{job}", config.tables.url.trim_end_matches('/'));
+        let tables = config.job_tables(job).url;
         Ok(Self { spec, tables, answers, judge })
     }
 

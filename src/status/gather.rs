@@ -16,7 +16,7 @@ use crate::config::Config;
 use crate::domain::TopicPartition;
 use crate::job::JobSpec;
 use crate::metrics::Metrics;
-use crate::query::{Format, JobTables, QueryError, QuerySession, write};
+use crate::query::{Format, QueryError, QuerySession, write};
 use crate::sink::{TableHead, results_head};
 use crate::source::{GroupMember, SourceError};
 
@@ -111,12 +111,7 @@ async fn ask_tables(config: &Config, job: &JobSpec) -> TableAnswers {
 }
 
 async fn ask_in_sql(config: &Config, job: &JobSpec, answers: &mut TableAnswers) -> Result<(), QueryError> {
-    let tables = JobTables {
-        job: job.name.clone(),
-        url: format!("{}/{}", config.tables.url.trim_end_matches('/'), job.name),
-        options: config.tables.options.clone(),
-    };
-    let session = QuerySession::open(&[tables], Some(&job.name)).await?;
+    let session = QuerySession::open(&[config.job_tables(&job.name)], Some(&job.name)).await?;
     // Conditions on the time let whole files be passed over, whatever the size of the tables.
     let recent = |table: &str| {
         format!("SELECT count(*) AS rows FROM {table} WHERE processed_time > now() - INTERVAL '{RATE_WINDOW}' SECOND")
