@@ -9,12 +9,11 @@ use rand_chacha::ChaCha8Rng;
 
 use super::process::Scratch;
 use super::random_model::{RandomModel, VOCABULARY};
-use crate::config::hub_options;
 use crate::model::{self, ChatProcessor, Drift, GeneratorParts, Message, Observed, Part, Precision, Prompt, Role};
 
 /// What is asked when nobody says otherwise.
 const PROMPTS: &str = include_str!("prompts.txt");
-/// Of the random model, whose tokenizer knows no word.
+/// Of the random model: ids drawn from all of its embeddings, of which its small tokenizer would use a few.
 const RANDOM_PROMPTS: usize = 8;
 const RANDOM_LENGTH: usize = 64;
 
@@ -38,14 +37,7 @@ pub struct DriftArgs {
 /// Prints a line for each format. Blocking.
 pub fn drift(args: &DriftArgs) -> Result<()> {
     let scratch = Scratch::new("drift")?;
-    let directory = match &args.model {
-        Some(location) => model::locate(location, &hub_options())?,
-        None => {
-            eprintln!("writing a random model to {}", scratch.path().display());
-            RandomModel::Llama3.write(scratch.path(), 1, false)?;
-            scratch.path().to_owned()
-        }
-    };
+    let directory = RandomModel::Llama3.unless_given(args.model.as_deref(), &scratch)?;
     let mut exact = generator(&directory, Precision::F32, &args.device)?;
     let prompts = match args.model {
         Some(_) => prompts(args.prompts.as_deref(), exact.processor.as_ref())?,

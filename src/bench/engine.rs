@@ -18,7 +18,6 @@ use super::memory::peak_mebibytes;
 use super::process::{Scratch, median_by, said};
 use super::random_model::RandomModel;
 use super::workload::Workload;
-use crate::config::hub_options;
 use crate::engine::{Engine, Generation, Inference, ModelOptions, Options, Request, Task};
 use crate::metrics::Metrics;
 use crate::model::{self, Message, Part, Precision, Role};
@@ -119,14 +118,7 @@ pub fn engine(args: &EngineArgs) -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::new("engine")?;
-    let directory = match &args.model {
-        Some(location) => model::locate(location, &hub_options())?,
-        None => {
-            eprintln!("writing a random model to {}", scratch.path().display());
-            args.random.write(scratch.path(), 1, false)?;
-            scratch.path().to_owned()
-        }
-    };
+    let directory = args.random.unless_given(args.model.as_deref(), &scratch)?;
     let mut rounds: Vec<Vec<Measured>> = Vec::new();
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);

@@ -15,7 +15,6 @@ use serde::{Deserialize, Serialize};
 use super::memory::peak_mebibytes;
 use super::process::{Scratch, median_by, said};
 use super::random_model::RandomModel;
-use crate::config::hub_options;
 use crate::kv::{BLOCK, BlockId, KvStore};
 use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
 
@@ -78,14 +77,7 @@ pub fn model(args: &ModelArgs) -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::new("model")?;
-    let directory = match &args.model {
-        Some(location) => model::locate(location, &hub_options())?,
-        None => {
-            eprintln!("writing a random model to {}", scratch.path().display());
-            RandomModel::Llama3.write(scratch.path(), 1, false)?;
-            scratch.path().to_owned()
-        }
-    };
+    let directory = RandomModel::Llama3.unless_given(args.model.as_deref(), &scratch)?;
     let mut rounds: Vec<Vec<Measured>> = Vec::new();
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);

@@ -1,6 +1,6 @@
 //! A model directory with random weights: the sizes of a real one, and nothing to download.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 
 use anyhow::Result;
 use clap::ValueEnum;
@@ -11,7 +11,10 @@ use safetensors::Dtype;
 use safetensors::tensor::TensorView;
 use serde_json::{Value, json};
 
+use super::process::Scratch;
 use super::random_tokenizer::{RandomTokenizer, SPECIALS};
+use crate::config::hub_options;
+use crate::model;
 
 const HIDDEN: usize = 768;
 const HEADS: usize = 12;
@@ -32,6 +35,18 @@ pub enum RandomModel {
 }
 
 impl RandomModel {
+    /// The directory of the model at `location`, or of this one, written to `scratch`, when none is named.
+    pub fn unless_given(self, location: Option<&Path>, scratch: &Scratch) -> Result<PathBuf> {
+        match location {
+            Some(location) => Ok(model::locate(location, &hub_options())?),
+            None => {
+                eprintln!("writing a random model to {}", scratch.path().display());
+                self.write(scratch.path(), 1, false)?;
+                Ok(scratch.path().to_owned())
+            }
+        }
+    }
+
     /// Writes the model to `directory`, in bf16 where `narrow`, else in f32; the same seed gives the same weights.
     pub fn write(self, directory: &Path, seed: u64, narrow: bool) -> Result<()> {
         let tokenizer = RandomTokenizer::train()?;
