@@ -78,7 +78,9 @@ struct Open {
     device_seconds: f64,
     /// Models that write for it.
     writers: HashSet<usize>,
-    entrance: Option<(WaitingMark, OwnedSemaphorePermit)>,
+    /// Until its first part is with an encoder or a generator.
+    waiting: Option<WaitingMark>,
+    place: Option<OwnedSemaphorePermit>,
 }
 
 /// All that the device thread owns.
@@ -167,7 +169,8 @@ impl DeviceLoop {
             tokens,
             device_seconds: 0.0,
             writers: HashSet::new(),
-            entrance: Some((waiting, place)),
+            waiting: Some(waiting),
+            place: Some(place),
         };
         self.open.insert(request, open);
         if inputs.is_empty() {
@@ -196,6 +199,7 @@ impl DeviceLoop {
             Ok(()) => {
                 if let Some(open) = self.open.get_mut(&place.request) {
                     open.writers.insert(model);
+                    open.waiting = None;
                 }
             }
             Err(failure) => self.settle(Settled { place, result: Err(failure), device_seconds: 0.0 }),
@@ -232,8 +236,9 @@ impl DeviceLoop {
         for inputs in self.batcher.take() {
             let Some(request) = inputs.first().map(|input| input.place.request) else { continue };
             let Some(open) = self.open.get_mut(&request) else { continue };
+            open.waiting = None;
             if open.writers.is_empty() {
-                open.entrance = None;
+                open.place = None;
             }
             if open.reply.is_closed() {
                 self.close(request);
