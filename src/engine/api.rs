@@ -12,6 +12,7 @@ use async_trait::async_trait;
 use serde_json::Value;
 
 pub use super::sampler::Sampling;
+use crate::model::Picture;
 
 /// What one asset asks of the models.
 #[derive(Debug, Clone)]
@@ -81,6 +82,13 @@ pub struct Image {
     pub width: u32,
     pub height: u32,
     pub rgb: Vec<u8>,
+}
+
+impl Image {
+    /// The same as models take it.
+    pub(super) fn picture(&self) -> Picture<'_> {
+        Picture { width: self.width, height: self.height, rgb: &self.rgb }
+    }
 }
 
 /// A request after its CPU side: token ids and pixel tensors of the right size. Opaque outside the engine.

@@ -19,7 +19,7 @@ use super::encoders::Content;
 use super::options::{EngineError, ModelOptions, Options};
 use super::starting::{LoadedModel, Sides, load, start_device};
 use crate::metrics::Metrics;
-use crate::model::{ModelError, Picture, Pixels};
+use crate::model::{ModelError, Pixels};
 
 /// The running engine. Dropping it lets the device thread finish what waits, without anybody waiting for it.
 pub struct Engine {
@@ -57,7 +57,6 @@ impl Engine {
         models: Vec<LoadedModel>,
         metrics: Arc<Metrics>,
     ) -> Result<Self, EngineError> {
-        options.check()?;
         let descriptions: Vec<ModelDescription> = models.iter().map(|model| model.description.clone()).collect();
         let index = descriptions.iter().enumerate().map(|(at, model)| (model.name.clone(), at)).collect();
         let (sender, receiver) = sync_channel(options.queue);
@@ -125,7 +124,7 @@ impl Engine {
                 let known = seen.iter().find(|(of, other, _)| *of == model && Arc::ptr_eq(other, image));
                 let pixels = match known {
                     Some((_, _, pixels)) => pixels.clone(),
-                    None => Arc::new(processor.image(picture(image)).map_err(bad)?),
+                    None => Arc::new(processor.image(image.picture()).map_err(bad)?),
                 };
                 seen.push((model, image, pixels.clone()));
                 Content::Image(pixels)
@@ -176,10 +175,6 @@ impl Inference for Engine {
     }
 }
 
-fn picture(image: &Image) -> Picture<'_> {
-    Picture { width: image.width, height: image.height, rgb: &image.rgb }
-}
-
 fn blame(model: &str, error: ModelError) -> InferenceError {
     InferenceError::BadInput { model: model.to_owned(), detail: error.to_string() }
 }
@@ -225,7 +220,7 @@ mod tests {
     use futures::future::join_all;
 
     use super::*;
-    use crate::model::{self, Encoder, EncoderParts, Processor, TokenIds};
+    use crate::model::{self, Encoder, EncoderParts, Picture, Processor, TokenIds};
 
     const HOUR: Duration = Duration::from_secs(3600);
     const REFUSED: u32 = 13;
@@ -543,7 +538,7 @@ mod tests {
                     .unwrap();
             let ids = alone.processor.text(text).unwrap();
             assert_eq!(found[0], alone.encoder.embed_texts(&[&ids]).unwrap()[0]);
-            let pixels = alone.processor.image(picture(&image)).unwrap();
+            let pixels = alone.processor.image(image.picture()).unwrap();
             assert_eq!(found[1], alone.encoder.embed_images(&[&pixels]).unwrap()[0]);
         }
         engine.shutdown(HOUR).unwrap();

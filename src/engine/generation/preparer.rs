@@ -8,7 +8,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use super::choice::Choice;
 use super::writing::PreparedGeneration;
-use crate::engine::api::{Generation, Image, InferenceError, OutputSchema, Pooling};
+use crate::engine::api::{Generation, InferenceError, OutputSchema, Pooling};
 use crate::engine::grammar::{AnswerMatcher, GrammarError, Grammars, with_choices};
 use crate::engine::sampler::Sampler;
 use crate::model::{ChatProcessor, Message, Part, Picture, Prompt, Role};
@@ -39,7 +39,7 @@ impl GenerationPreparer {
 
     /// Blocking: renders, tokenises, prepares pictures, compiles the schema unless it is known.
     pub fn prepare(&self, generation: &Generation) -> Result<PreparedGeneration, InferenceError> {
-        let pictures: Vec<Picture<'_>> = generation.images.iter().map(|image| picture(image)).collect();
+        let pictures: Vec<Picture<'_>> = generation.images.iter().map(|image| image.picture()).collect();
         let instruction = generation.instruction.as_ref();
         let prompt = self.prompt(instruction, &pictures, &generation.prompt)?;
         let length = prompt.ids.len();
@@ -114,8 +114,4 @@ impl GenerationPreparer {
     fn bad_input(&self, detail: String) -> InferenceError {
         InferenceError::BadInput { model: self.model.clone(), detail }
     }
-}
-
-fn picture(image: &Image) -> Picture<'_> {
-    Picture { width: image.width, height: image.height, rgb: &image.rgb }
 }

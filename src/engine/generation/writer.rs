@@ -199,7 +199,9 @@ impl Writer {
             }
             match self.features(part.id) {
                 Ok(features) => {
-                    self.writing.get_mut(&part.id).into_iter().for_each(|writing| writing.features = features.clone())
+                    if let Some(writing) = self.writing.get_mut(&part.id) {
+                        writing.features = features;
+                    }
                 }
                 Err(error) => {
                     failed.insert(part.id);
