@@ -21,7 +21,7 @@ chaos: setup ## an hour of kills, zombies and outages against real servers (SECO
 ci: ## everything that must pass before a merge
 	.ci/run
 bench: setup ## the pipeline bench, our crate fully optimised, same dependencies
-	cargo build --locked --config 'profile.dev.opt-level=3'
+	cargo build --locked --config 'profile.dev.opt-level=3' --config 'profile.dev.debug-assertions=false' --config 'profile.dev.overflow-checks=false'
 	"$(CARGO_TARGET_DIR)/debug/assay" bench pipeline $(ARGS)
 fmt: ## format the sources
 	cargo fmt
