@@ -192,7 +192,6 @@ async fn a_worker_that_is_killed_while_it_drains_leaves_the_rest_to_the_next() {
 }
 
 #[tokio::test(flavor = "multi_thread")]
-#[ignore = "passes alone in seconds, waits in vain beside the other tests at times; run it by `cargo test --locked --test main -- --ignored stood_still`"]
 async fn a_worker_that_stood_still_for_longer_than_its_session_is_fenced_and_goes_on() {
     let Some(kafka) = Kafka::shared() else { return };
     let topic = "stood-still";
@@ -206,7 +205,11 @@ async fn a_worker_that_stood_still_for_longer_than_its_session_is_fenced_and_goe
     assert_eq!(places(&deployment.run.tables(), JOB).await, all(topic, 200));
     zombie.signal("CONT");
     kafka.submit(topic, PARTITIONS, 400..600).await;
-    rows(&Warehouse { url: deployment.run.tables(), options: Default::default() }, 600).await;
+    let tables = Warehouse { url: deployment.run.tables(), options: Default::default() };
+    tokio::select! {
+        () = rows(&tables, 600) => {}
+        status = zombie.ended() => panic!("{status}: {}", zombie.log()),
+    }
     zombie.signal("TERM");
     assert!(zombie.ended().await.success(), "{}", zombie.log());
     assert_eq!(places(&deployment.run.tables(), JOB).await, all(topic, 300));

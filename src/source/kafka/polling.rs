@@ -196,9 +196,28 @@ impl Member {
                     held.extend(record);
                     Ok(())
                 }
-                Err(detail) => Err(self.topic_error(detail)),
+                Err(early) => self.take_early(&early),
             },
             Some(Err(error)) => self.take_error(error),
+        }
+    }
+
+    /// A log that ends before the tables go on is not the one they were made from. Otherwise the client went back by itself: when a
+    /// partition is assigned anew, or sought, while it looks for the earliest record, librdkafka 2.12.1 looks again half a second
+    /// later and goes there (its issue 2256).
+    fn take_early(&self, early: &Early) -> Result<(), SourceError> {
+        let Early { partition, offset, start } = *early;
+        match self.consumer.fetch_watermarks(self.consumer.context().topic(), partition, SEEK) {
+            Ok((_, end)) if end < start => Err(self.topic_error(format!(
+                "partition {partition} has the offset {offset} where the tables go on at {start}: the topic was created \
+                 anew or lost records; use another consumer group and job name, or other tables"
+            ))),
+            // Without an answer the next record tells.
+            Ok(_) | Err(_) => {
+                tracing::warn!(partition, offset, start, "the client went back by itself; moving the partition again");
+                self.move_anew(partition);
+                Ok(())
+            }
         }
     }
 
@@ -293,6 +312,10 @@ impl Member {
     /// taken away meanwhile.
     fn move_again(&self, partition: i32, error: &KafkaError) {
         tracing::warn!(partition, %error, "a partition could not be moved; trying again");
+        self.move_anew(partition);
+    }
+
+    fn move_anew(&self, partition: i32) {
         self.consumer.context().mark_astray(partition);
         self.mailbox.reassign(partition);
     }
@@ -341,16 +364,19 @@ pub fn no_thread(error: &std::io::Error) -> SourceError {
     SourceError::Unavailable { detail: format!("a thread could not be started: {error}") }
 }
 
-/// None for a record that is not ours (any more) or was read before; an error when the log does not fit the tables.
-fn take_record(context: &Context, message: &BorrowedMessage<'_>) -> Result<Option<Flow>, String> {
+/// A record that lies before the place where its partition was to start.
+struct Early {
+    partition: i32,
+    offset: i64,
+    start: i64,
+}
+
+/// None for a record that is not ours (any more) or was read before.
+fn take_record(context: &Context, message: &BorrowedMessage<'_>) -> Result<Option<Flow>, Early> {
     let (number, offset) = (message.partition(), message.offset());
     let Some(claim) = context.claim(number).filter(|claim| !claim.astray) else { return Ok(None) };
     if offset < claim.start {
-        return Err(format!(
-            "partition {number} has the offset {offset} where the tables go on at {}: the topic was created anew or lost \
-             records; use another consumer group and job name, or other tables",
-            claim.start
-        ));
+        return Err(Early { partition: number, offset, start: claim.start });
     }
     if offset < claim.next {
         return Ok(None);

@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use rdkafka::consumer::{BaseConsumer, Consumer};
 use rdkafka::error::KafkaError;
+use rdkafka::mocking::MockCluster;
 use tokio::sync::mpsc;
 
 use super::member::Shared;
@@ -18,10 +19,14 @@ use crate::source::api::{Flow, Rebalance, Record, Source, SourceError, Streams};
 const SOON: Duration = Duration::from_secs(60);
 
 fn options(broker: &EmbeddedBroker, properties: &[(&str, &str)]) -> KafkaOptions {
+    options_at(broker.bootstrap_servers().to_owned(), properties)
+}
+
+fn options_at(bootstrap_servers: String, properties: &[(&str, &str)]) -> KafkaOptions {
     // The embedded broker forgets members whose session is shorter than its three seconds before a first assignment.
     let quick = [("session.timeout.ms", "4000"), ("heartbeat.interval.ms", "100"), ("fetch.wait.max.ms", "50")];
     let properties = quick.iter().chain(properties).map(|(key, value)| (key.to_string(), value.to_string())).collect();
-    KafkaOptions { bootstrap_servers: broker.bootstrap_servers().to_owned(), properties }
+    KafkaOptions { bootstrap_servers, properties }
 }
 
 fn source(options: &KafkaOptions, topics: &[&str], metrics: &Arc<Metrics>) -> KafkaSource {
@@ -157,6 +162,39 @@ async fn a_reassigned_partition_starts_again_under_a_new_epoch() {
     let offsets: Vec<_> = records.iter().map(|record| (record.origin.offset, record.epoch)).collect();
     assert_eq!(offsets, (45..50).map(|offset| (offset, second)).collect::<Vec<_>>());
     assert_eq!(ends, [(partition("t", 1), 50)].into());
+    leave(&source, &mut streams).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_client_that_goes_back_to_the_beginning_by_itself_is_sent_forward_again() {
+    let cluster = MockCluster::new(1).unwrap();
+    cluster.create_topic("t", 1, 1).unwrap();
+    let options = options_at(cluster.bootstrap_servers(), &[]);
+    submit(&options, "t", 1, 0..50).await;
+    let source = source(&options, &["t"], &Arc::new(Metrics::new()));
+    let mut streams = source.start().unwrap();
+    let ours = partition("t", 0);
+    match soon(streams.rebalances.recv()).await.unwrap() {
+        Rebalance::Assigned { resume, .. } => {
+            // The client is still asking for the earliest offset when it is sent elsewhere, and will ask again.
+            cluster.broker_round_trip_time(1, Duration::from_millis(400)).unwrap();
+            source.reassign(vec![ours.clone()]);
+            resume.send(Vec::new()).unwrap();
+        }
+        other => panic!("expected an assignment, got {other:?}"),
+    }
+    answer(&mut streams, &[(ours.clone(), 45)]).await;
+    let (_, last) = answer(&mut streams, &[(ours.clone(), 45)]).await;
+    let mut offsets = Vec::new();
+    loop {
+        match soon(streams.flow.recv()).await.unwrap() {
+            Flow::Record(record) if record.epoch == last => offsets.push(record.origin.offset),
+            Flow::EndReached { epoch, next, .. } if epoch == last => break assert_eq!(next, 50),
+            Flow::Record(Record { origin, .. }) => assert!(origin.offset >= 45, "{}", origin.offset),
+            Flow::EndReached { .. } => {}
+        }
+    }
+    assert_eq!(offsets, (45..50).collect::<Vec<_>>());
     leave(&source, &mut streams).await;
 }
 
