@@ -3,6 +3,8 @@ export CARGO_TARGET_DIR ?= $(HOME)/.cache/assay-target
 # rustup puts cargo here; a shell that was open before does not have it on its path.
 export PATH := $(HOME)/.cargo/bin:$(PATH)
 ARGS ?=
+# Our crate fully optimised over the same dependencies: a model computes in it.
+FAST := --config 'profile.dev.opt-level=3' --config 'profile.dev.debug-assertions=false' --config 'profile.dev.overflow-checks=false'
 # How long `make chaos` takes, in seconds.
 SECONDS_OF_CHAOS ?= 3600
 
@@ -10,7 +12,7 @@ SECONDS_OF_CHAOS ?= 3600
 help: ## list the targets
 	@awk -F ':.*## ' '/^[a-z]+:.*## /{printf "  make %-6s %s\n", $$1, $$2}' Makefile
 demo: setup ## build, then run the demo (ARGS="--assets 100")
-	cargo build --locked
+	cargo build --locked $(FAST)
 	"$(CARGO_TARGET_DIR)/debug/assay" demo $(ARGS)
 test: setup ## unit tests and the integration tests, then image and chart
 	cargo test --locked
@@ -21,7 +23,7 @@ chaos: setup ## an hour of kills, zombies and outages against real servers (SECO
 ci: ## everything that must pass before a merge
 	.ci/run
 bench: setup ## the pipeline bench, our crate fully optimised, same dependencies
-	cargo build --locked --config 'profile.dev.opt-level=3' --config 'profile.dev.debug-assertions=false' --config 'profile.dev.overflow-checks=false'
+	cargo build --locked $(FAST)
 	"$(CARGO_TARGET_DIR)/debug/assay" bench pipeline $(ARGS)
 fmt: ## format the sources
 	cargo fmt

@@ -27,6 +27,10 @@ struct Deployment(tempfile::TempDir);
 
 impl Deployment {
     fn new(names: &[&str]) -> Self {
+        Self::with_model(names, "tests/data/parity/models/llama4-a")
+    }
+
+    fn with_model(names: &[&str], model: &str) -> Self {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path();
         std::fs::create_dir_all(path.join("jobs")).unwrap();
@@ -38,7 +42,7 @@ impl Deployment {
             }
         }
         std::fs::write(path.join("media/mug.png"), png(60, 40)).unwrap();
-        let model = root().join("tests/data/parity/models/llama4-a");
+        let model = root().join(model);
         let config = format!(
             "jobs = \"jobs\"\n[source]\nkind = \"replay\"\n[source.replay.topics]\nproducts = \"products.jsonl\"\n\
              ads = \"ads.jsonl\"\n[media]\nallow = [\"file://{media}\"]\n[tables]\nurl = \"tables\"\n\
@@ -125,6 +129,37 @@ async fn ads_are_read_with_the_markup_of_their_page_and_copy_is_written_for_prod
     let copy = "SELECT count(*) FROM results WHERE length(headline) BETWEEN 1 AND 30 AND length(body) BETWEEN 1 AND 90 \
         AND length(call_to_action) BETWEEN 1 AND 20";
     assert_eq!(house.ask("ad-copy", copy).await, [["1"]]);
+}
+
+/// `models/demo/training/golden.py` made the answers with transformers, greedily and without any grammar.
+#[tokio::test(flavor = "multi_thread")]
+async fn the_shipped_generator_answers_as_the_reference_does() {
+    let house = Deployment::with_model(&["product-annotation", "ad-annotation"], "models/demo");
+    let folder = root().join("tests/data/demo");
+    let golden: Vec<Value> = serde_json::from_slice(&std::fs::read(folder.join("golden.json")).unwrap()).unwrap();
+    for (kind, file) in [("product", "products.jsonl"), ("ad", "ads.jsonl")] {
+        let message = |case: &Value| {
+            let name = case["picture"].as_str().unwrap();
+            let place = house.0.path().join("media").join(name);
+            std::fs::copy(folder.join(name), &place).unwrap();
+            let mut message = case["message"].clone();
+            message["media"] = json!([{ "url": format!("file://{}", place.display()), "role": "main" }]);
+            message
+        };
+        let lines: Vec<Value> = golden.iter().filter(|case| case["kind"] == kind).map(message).collect();
+        assert!(lines.len() >= 2);
+        house.write(file, &lines);
+    }
+    house.run(&["run", "--job", "product-annotation", "--job", "ad-annotation", "--once"]);
+    for case in &golden {
+        let job = format!("{}-annotation", case["kind"].as_str().unwrap());
+        let sql = format!("SELECT * FROM latest WHERE asset_id = '{}'", case["message"]["id"].as_str().unwrap());
+        let told = house.run(&["query", "--job", &job, "--format", "json", &sql]);
+        let row: Value = serde_json::from_str(&told).unwrap();
+        for (field, wanted) in case["answer"].as_object().unwrap() {
+            assert_eq!(&row[0][field], wanted, "{field} of {}", case["message"]["id"]);
+        }
+    }
 }
 
 #[test]

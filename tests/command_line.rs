@@ -41,34 +41,70 @@ fn the_demo_leaves_a_folder_that_every_other_verb_can_use() {
     let config = format!("{dir}/config.toml");
 
     let told = succeeded(run(&["check", "--config", &config]));
-    assert!(told.contains("ad-embedding, product-embedding"), "{told}");
+    assert!(told.contains("ad-annotation, product-annotation"), "{told}");
 
-    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM product_embedding.results UNION ALL SELECT 1 FROM ad_embedding.results \
-               UNION ALL SELECT 1 FROM product_embedding.rejections UNION ALL SELECT 1 FROM ad_embedding.rejections)";
+    let sql = "SELECT count(*) AS n FROM (SELECT 1 FROM product_annotation.results UNION ALL SELECT 1 FROM ad_annotation.results \
+               UNION ALL SELECT 1 FROM product_annotation.rejections UNION ALL SELECT 1 FROM ad_annotation.rejections)";
     let query = |arguments: &[&str]| succeeded(run(&[&["query", "--config", &config], arguments].concat()));
     let counted: Value = serde_json::from_str(&query(&["--format", "json", sql])).unwrap();
     assert_eq!(counted[0]["n"], 47, "40 assets, 4 faults, 2 updates, 1 tombstone");
     assert_eq!(query(&["--format", "csv", sql]), "n\n47\n");
     assert!(query(&[sql]).contains("| 47 |"));
-    let bare = query(&["--job", "product-embedding", "--format", "csv", "SELECT count(*) AS n FROM rejections"]);
+    let bare = query(&["--job", "product-annotation", "--format", "csv", "SELECT count(*) AS n FROM rejections"]);
     assert_eq!(bare, "n\n4\n");
     let parquet = format!("{dir}/out.parquet");
-    assert_eq!(query(&["--format", "parquet", "--output", &parquet, sql]), "");
+    assert_eq!(
+        query(&["--format", "parquet", "--output", &parquet, "SELECT category, brand FROM product_annotation.latest"]),
+        ""
+    );
     assert_eq!(&std::fs::read(&parquet).unwrap()[..4], b"PAR1");
+
+    // The page shows each asset with its answer, and holds all that it shows.
+    let page = std::fs::read_to_string(format!("{dir}/gallery.html")).unwrap();
+    assert!(page.contains("fault-bomb") && page.contains("data:image/jpeg;base64,") && page.contains("second_hand"));
+
+    // The truth of each asset lies beside it, and most of what the model says is true.
+    let labels = format!("{dir}/labels.jsonl");
+    let told = succeeded(run(&[
+        "eval",
+        "--job",
+        "product-annotation",
+        "--labels",
+        &labels,
+        "--format",
+        "json",
+        "--config",
+        &config,
+    ]));
+    let judged: Value = serde_json::from_str(&told).unwrap();
+    for (figure, least) in [
+        ("/category/f1", 0.8),
+        ("/brand/share", 0.7),
+        ("/is_secondhand/f1", 0.9),
+        ("/fields/colour/share", 0.85),
+        ("/schema_validity/share", 0.99),
+    ] {
+        let reached = judged.pointer(figure).and_then(Value::as_f64).unwrap();
+        assert!(reached >= least, "{figure} is {reached}: {judged}");
+    }
 
     // The same records again, replayed: every offset is known. A new line is not.
     let worker = |job: &str| succeeded(run(&["run", "--job", job, "--once", "--config", &config]));
-    worker("product-embedding");
+    worker("product-annotation");
     assert_eq!(query(&["--format", "csv", sql]), "n\n47\n");
     let mut topic = std::fs::OpenOptions::new().append(true).open(format!("{dir}/topics/products/0.jsonl")).unwrap();
-    writeln!(topic, r#"{{"id":"new","title":"A blue mug","event_time":"2026-05-01T00:00:00Z"}}"#).unwrap();
-    worker("product-embedding");
+    writeln!(
+        topic,
+        r#"{{"id":"new","title":"A blue mug","candidate_categories":["Home & Garden > Kitchen > Mugs"],"event_time":"2026-05-01T00:00:00Z"}}"#
+    )
+    .unwrap();
+    worker("product-annotation");
     assert_eq!(query(&["--format", "csv", sql]), "n\n48\n");
 
     let told = succeeded(run(&["upkeep", "--config", &config]));
-    assert!(told.contains("product-embedding/results: ") && told.contains("checkpoint at version"), "{told}");
+    assert!(told.contains("product-annotation/results: ") && told.contains("checkpoint at version"), "{told}");
     assert_eq!(query(&["--format", "csv", sql]), "n\n48\n");
-    worker("product-embedding");
+    worker("product-annotation");
     assert_eq!(query(&["--format", "csv", sql]), "n\n48\n", "offsets survive a checkpoint");
 
     let refused = failed(run(&["demo", "--dir", dir]), 1);

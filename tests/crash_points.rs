@@ -31,7 +31,7 @@ fn all(topic: &str, each: i64) -> Vec<Place> {
 /// Sections for a broker and for tables in the deployment's own folder.
 fn local_tables(kafka: &Kafka) -> String {
     format!(
-        "[source.kafka]\nbootstrap_servers = \"{}\"\n[source.kafka.properties]\n\"session.timeout.ms\" = 3000\n\
+        "[source.kafka]\nbootstrap_servers = \"{}\"\n[source.kafka.properties]\n\"session.timeout.ms\" = 3000\n\"heartbeat.interval.ms\" = 300\n\
          [tables]\nurl = \"tables\"\n[tables.commit]\nrows = 50\ninterval = \"50ms\"\n",
         kafka.bootstrap_servers()
     )
@@ -40,7 +40,7 @@ fn local_tables(kafka: &Kafka) -> String {
 /// Sections for a broker and for tables in a store behind the weather.
 fn remote_tables(kafka: &Kafka, store: &ObjectStore, proxy: &Proxy, folder: &str) -> String {
     format!(
-        "[source.kafka]\nbootstrap_servers = \"{}\"\n[source.kafka.properties]\n\"session.timeout.ms\" = 3000\n\
+        "[source.kafka]\nbootstrap_servers = \"{}\"\n[source.kafka.properties]\n\"session.timeout.ms\" = 3000\n\"heartbeat.interval.ms\" = 300\n\
          [tables]\nurl = \"{}\"\n[tables.commit]\nrows = 50\ninterval = \"50ms\"\n[tables.options]\n{}timeout = \"5s\"\n",
         kafka.bootstrap_servers(),
         store.url(folder),

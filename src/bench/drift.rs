@@ -27,7 +27,7 @@ pub struct DriftArgs {
     #[arg(long, value_delimiter = ',', default_value = "f16,bf16,q8_0,q4k")]
     dtypes: Vec<Precision>,
     /// A text file with one prompt a line; without it some questions about products.
-    #[arg(long, value_name = "FILE")]
+    #[arg(long, value_name = "FILE", requires = "model")]
     prompts: Option<PathBuf>,
     /// Where to compute: cpu or cuda:N.
     #[arg(long, default_value = "cpu")]

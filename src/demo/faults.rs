@@ -10,9 +10,8 @@ use serde_json::{Value, json};
 
 use crate::domain::AssetKind;
 
-use super::catalogue::{Catalogue, Item};
-use super::draw::{Encoding, Picture};
-use super::record::{Record, message, rfc3339};
+use super::market::MarketItem;
+use super::record::{Record, rfc3339};
 
 /// The records to append, in this order, and the picture files they need.
 pub(super) struct Faults {
@@ -22,23 +21,23 @@ pub(super) struct Faults {
 }
 
 /// `place` turns a picture's file name into its url.
-pub(super) fn faults(catalogue: &Catalogue, place: &dyn Fn(&str) -> String) -> Faults {
-    let after = catalogue.items.iter().map(|item| item.event_time).max().unwrap_or(0) + 3_600;
+pub(super) fn faults(items: &[MarketItem], place: &dyn Fn(&str) -> String) -> Faults {
+    let after = items.iter().map(|item| item.event_time).max().unwrap_or(0) + 3_600;
     let mut records = vec![
         product("fault-schema", json!([]), after).without_title(),
         product("fault-missing-picture", media(place("nowhere.jpg")), after),
         product("fault-truncated-picture", media(place("truncated.png")), after),
         product("fault-bomb", media(place("bomb.png")), after),
     ];
-    if let Some(item) = catalogue.items.first() {
+    if let Some(item) = items.first() {
         records.push(updated(item, place, "newer state", after + 7_200));
         records.push(updated(item, place, "older state, arriving late", after + 3_600));
     }
-    if let Some(item) = catalogue.items.get(1) {
+    if let Some(item) = items.get(1) {
         let (key, timestamp) = (item.id.clone(), (after + 7_200) * 1000);
-        records.push(Record { kind: item.kind(), key, value: Value::Null, timestamp });
+        records.push(Record { kind: item.truth.kind, key, value: Value::Null, timestamp });
     }
-    let pictures = vec![("truncated.png".to_owned(), truncated(catalogue)), ("bomb.png".to_owned(), bomb())];
+    let pictures = vec![("truncated.png".to_owned(), truncated(items)), ("bomb.png".to_owned(), bomb())];
     Faults { records, pictures }
 }
 
@@ -70,17 +69,17 @@ impl Record {
     }
 }
 
-fn updated(item: &Item, place: &dyn Fn(&str) -> String, note: &str, event_time: i64) -> Record {
-    let mut value = message(&Item { event_time, ..item.clone() }, place);
-    let field = if item.kind() == AssetKind::Product { "description" } else { "body" };
-    value[field] = Value::from(format!("Updated: {note}."));
-    Record { kind: item.kind(), key: item.id.clone(), value, timestamp: event_time * 1000 }
+fn updated(item: &MarketItem, place: &dyn Fn(&str) -> String, note: &str, event_time: i64) -> Record {
+    let mut record = MarketItem { event_time, ..item.clone() }.record(place);
+    let field = if record.kind == AssetKind::Product { "description" } else { "body" };
+    record.value[field] = Value::from(format!("Updated: {note}."));
+    record
 }
 
 /// The first third of a PNG: of a JPEG so cut, decoders show the upper third and call it a picture.
-fn truncated(catalogue: &Catalogue) -> Vec<u8> {
-    let whole = catalogue.items.iter().flat_map(|item| &item.pictures).next();
-    let mut bytes = whole.map_or_else(bomb, |picture| Picture { encoding: Encoding::Png, ..picture.clone() }.encode());
+fn truncated(items: &[MarketItem]) -> Vec<u8> {
+    let whole = items.iter().flat_map(|item| &item.photos).next();
+    let mut bytes = whole.map_or_else(bomb, |photo| photo.mask());
     bytes.truncate(bytes.len() / 3);
     bytes
 }
@@ -115,10 +114,15 @@ fn checksum(bytes: &[u8]) -> u32 {
 mod tests {
     use image::ImageReader;
 
+    use super::super::market::{Market, Seed, Test};
     use super::*;
 
+    fn items() -> Vec<MarketItem> {
+        Market::<Test>::generate(Seed::new(4).unwrap(), 5).items
+    }
+
     fn made() -> Faults {
-        faults(&Catalogue::generate(4, 5), &|name| format!("file:///media/{name}"))
+        faults(&items(), &|name| format!("file:///media/{name}"))
     }
 
     #[test]
@@ -139,7 +143,7 @@ mod tests {
     #[test]
     fn the_newer_state_of_an_updated_asset_comes_before_the_older() {
         let faults = made();
-        let key = &Catalogue::generate(4, 5).items[0].id;
+        let key = &items()[0].id;
         let times: Vec<&str> = faults
             .records
             .iter()

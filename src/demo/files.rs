@@ -1,4 +1,4 @@
-//! Writes a catalogue to a folder: pictures, labels, and one JSON-lines file for each partition of two topics.
+//! Files of a catalogue: pictures, lines of JSON, and one JSON-lines file for each partition of a topic.
 //!
 //! A line is an envelope `{"key", "value", "headers", "timestamp"}` with the message, or null, as its value. Records of
 //! one key always lie in one partition, in the order in which they were made.
@@ -13,60 +13,11 @@ use url::Url;
 
 use crate::domain::AssetKind;
 
-use super::catalogue::Catalogue;
-use super::draw::Picture;
-use super::faults::faults;
-use super::record::{Record, record};
+use super::record::Record;
 
-const PARTITIONS: usize = 4;
-
-/// What [`Catalogue::write`] has written, and where.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Written {
-    /// Folder of the pictures.
-    pub media: PathBuf,
-    /// One [`super::Truth`] a line, in the order of the items.
-    pub labels: PathBuf,
-    /// Folder of the topic of products: `0.jsonl` to `3.jsonl`.
-    pub products: PathBuf,
-    /// Folder of the topic of ads: `0.jsonl` to `3.jsonl`.
-    pub ads: PathBuf,
-    /// Records of both topics, faults, updates and tombstones included.
-    pub records: usize,
-    pub pictures: usize,
-}
-
-impl Catalogue {
-    /// Writes `media/`, `labels.jsonl`, `topics/products/{0..3}.jsonl` and `topics/ads/{0..3}.jsonl` under `directory`,
-    /// which is made when it does not exist; files of an earlier catalogue of the same names are replaced.
-    ///
-    /// # Errors
-    /// Whatever the file system says, with the path it concerns.
-    pub fn write(&self, directory: &Path) -> io::Result<Written> {
-        let media = directory.join("media");
-        make(&media)?;
-        let media = fs::canonicalize(&media).map_err(|error| at(&media, error))?;
-        let place = media_place(&media)?;
-
-        let pictures: Vec<&Picture> = self.items.iter().flat_map(|item| &item.pictures).collect();
-        draw_all(&pictures, &|picture| write_file(&media.join(&picture.name), &picture.encode()))?;
-        let mut records: Vec<Record> = self.items.iter().map(|item| record(item, &place)).collect();
-        let mut extra_pictures = 0;
-        if self.faults {
-            let faults = faults(self, &place);
-            extra_pictures = faults.pictures.len();
-            for (name, bytes) in &faults.pictures {
-                write_file(&media.join(name), bytes)?;
-            }
-            records.extend(faults.records);
-        }
-        let labels = directory.join("labels.jsonl");
-        write_lines(&labels, self.items.iter().map(|item| json!(item.truth)))?;
-        let products = write_topic(&records, AssetKind::Product, &directory.join("topics/products"))?;
-        let ads = write_topic(&records, AssetKind::Ad, &directory.join("topics/ads"))?;
-        Ok(Written { media, labels, products, ads, records: records.len(), pictures: pictures.len() + extra_pictures })
-    }
-}
+pub(super) const TOPICS: [&str; 2] = ["products", "ads"];
+/// Partitions of each topic.
+pub(super) const PARTITIONS: usize = 4;
 
 /// Turns the file name of a picture in this folder, which is absolute, into its url.
 pub(super) fn media_place(media: &Path) -> io::Result<impl Fn(&str) -> String + use<>> {
@@ -75,7 +26,7 @@ pub(super) fn media_place(media: &Path) -> io::Result<impl Fn(&str) -> String + 
 }
 
 /// FNV-1a, because the standard hasher may change with a compiler.
-fn partition(key: &str) -> usize {
+pub(super) fn partition(key: &str) -> usize {
     let hash = key
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
@@ -136,75 +87,16 @@ pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
-    use std::collections::BTreeSet;
-
+    use super::super::market::{Extras, Market, Seed, Test};
     use super::*;
-
-    fn lines(folder: &Path) -> Vec<Value> {
-        let paths = (0..PARTITIONS).map(|number| folder.join(format!("{number}.jsonl")));
-        let text: String = paths.map(|path| fs::read_to_string(path).unwrap()).collect();
-        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
-    }
-
-    fn fields(value: &Value) -> BTreeSet<&str> {
-        value.as_object().unwrap().keys().map(String::as_str).collect()
-    }
-
-    #[test]
-    fn every_record_is_an_envelope_whose_media_exist() {
-        let folder = tempfile::tempdir().unwrap();
-        let written = Catalogue::generate(5, 40).write(folder.path()).unwrap();
-        let records = [lines(&written.products), lines(&written.ads)].concat();
-        assert_eq!((records.len(), written.records), (40, 40));
-        for record in &records {
-            assert_eq!(fields(record), BTreeSet::from(["key", "value", "headers", "timestamp"]));
-            assert_eq!(record["key"], record["value"]["id"]);
-            for medium in record["value"]["media"].as_array().unwrap() {
-                let url = Url::parse(medium["url"].as_str().unwrap()).unwrap();
-                assert!(url.to_file_path().unwrap().is_file(), "{url}");
-            }
-        }
-        assert_eq!(fs::read_to_string(&written.labels).unwrap().lines().count(), 40);
-    }
-
-    #[test]
-    fn messages_hold_the_fields_of_their_kind_and_no_other() {
-        let folder = tempfile::tempdir().unwrap();
-        let written = Catalogue::generate(5, 40).write(folder.path()).unwrap();
-        let product = [
-            "id",
-            "title",
-            "description",
-            "attributes",
-            "candidate_categories",
-            "media",
-            "locale",
-            "price",
-            "event_time",
-        ];
-        let ad = ["id", "headline", "body", "call_to_action", "landing_page", "media", "event_time"];
-        assert!(lines(&written.products).iter().all(|record| fields(&record["value"]) == BTreeSet::from(product)));
-        assert!(lines(&written.ads).iter().all(|record| fields(&record["value"]) == BTreeSet::from(ad)));
-    }
-
-    #[test]
-    fn faults_come_on_top_and_keep_the_records_of_a_key_in_one_partition() {
-        let folder = tempfile::tempdir().unwrap();
-        let catalogue = Catalogue::generate(5, 12).with_faults();
-        let written = catalogue.write(folder.path()).unwrap();
-        assert_eq!(written.records, 12 + 7);
-        let key = &catalogue.items[0].id;
-        let home = if catalogue.items[0].kind() == AssetKind::Product { &written.products } else { &written.ads };
-        let file = fs::read_to_string(home.join(format!("{}.jsonl", partition(key)))).unwrap();
-        assert_eq!(file.lines().filter(|line| line.contains(&format!("\"key\":\"{key}\""))).count(), 3);
-    }
 
     #[test]
     fn a_folder_that_cannot_be_made_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let blocked = folder.path().join("file");
         fs::write(&blocked, "x").unwrap();
-        let error = Catalogue::generate(5, 1).write(&blocked).unwrap_err();
+        let market = Market::<Test>::generate(Seed::new(5).unwrap(), 1);
+        let error = market.write(&blocked, Extras::default()).unwrap_err();
         assert!(error.to_string().contains("file/media"), "{error}");
     }
 }

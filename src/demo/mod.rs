@@ -3,24 +3,19 @@
 //! This room knows nothing of Kafka, tables or models; it writes files. The same seed gives the same catalogue, and an
 //! asset does not depend on how many others there are.
 
-mod catalogue;
-mod draw;
 mod faults;
 mod files;
+mod gallery;
 mod market;
 mod record;
 mod run;
 mod silhouette;
 mod taxonomy;
-mod wording;
 mod write_market;
 
-pub use catalogue::{Catalogue, Item, Truth};
-pub use draw::{Encoding, Picture, Scene};
-pub use files::Written;
 pub use market::{
-    Interaction, Market, MarketFiles, MarketItem, MarketTruth, Photo, Seed, SeedTooLarge, Split, Study, Taste, Test,
-    Training, Validation,
+    Extras, Interaction, Market, MarketFiles, MarketItem, MarketTruth, Photo, Seed, SeedTooLarge, Shop, Split, Study,
+    Taste, Test, Training, Validation,
 };
 pub use run::{DemoOptions, run};
 pub use taxonomy::{Category, categories};

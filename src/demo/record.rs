@@ -1,4 +1,4 @@
-//! One record of a topic, and how an item becomes one.
+//! One record of a topic, and its message.
 //!
 //! Messages hold no field that the schemas do not know. This file writes nothing.
 
@@ -7,8 +7,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use serde_json::{Value, json};
 
 use crate::domain::{AssetKind, Content};
-
-use super::catalogue::Item;
 
 /// One record of a topic.
 #[derive(Debug, Clone, PartialEq)]
@@ -19,19 +17,6 @@ pub(super) struct Record {
     pub value: Value,
     /// Milliseconds since the Unix epoch (UTC).
     pub timestamp: i64,
-}
-
-/// The record of an item. `place` turns a picture's file name into its url.
-pub(super) fn record(item: &Item, place: &dyn Fn(&str) -> String) -> Record {
-    let timestamp = item.event_time * 1000;
-    Record { kind: item.kind(), key: item.id.clone(), value: message(item, place), timestamp }
-}
-
-/// The message of an item.
-pub(super) fn message(item: &Item, place: &dyn Fn(&str) -> String) -> Value {
-    let media =
-        item.pictures.iter().map(|picture| json!({ "url": place(&picture.name), "role": picture.role })).collect();
-    message_of(&item.content, &item.id, media, item.event_time)
 }
 
 /// A message, with no field that the schemas do not know. `event_time` counts seconds since the Unix epoch (UTC).

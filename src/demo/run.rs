@@ -1,7 +1,8 @@
 //! `assay demo`: the whole way of an asset on one machine, in one process.
 //!
 //! A catalogue is drawn, enqueued on an in-process broker, worked off by an ordinary worker, and asked in SQL. What it leaves is an
-//! ordinary deployment: configuration, jobs, model, topics as JSON lines and tables, which every other verb can use.
+//! ordinary deployment: configuration, jobs, model, topics as JSON lines and tables, which every other verb can use, and a
+//! page that shows each asset.
 
 use std::fs;
 use std::io::BufReader;
@@ -18,7 +19,9 @@ use crate::pipeline::Mode;
 use crate::source::{EmbeddedBroker, KafkaOptions, Submitter};
 use crate::submit::{Draft, read_json_lines};
 
-use super::catalogue::Catalogue;
+use super::files::{PARTITIONS, TOPICS};
+use super::gallery::{self, About};
+use super::market::{Extras, Market, Seed, Shop};
 
 /// What `assay demo` was asked to do.
 #[derive(Debug, Clone)]
@@ -29,48 +32,64 @@ pub struct DemoOptions {
     pub seed: u64,
 }
 
-const PARTITIONS: i32 = 4;
-const TOPICS: [&str; 2] = ["products", "ads"];
-
 /// The files of a demo folder that do not depend on the catalogue.
-const FILES: [(&str, &[u8]); 8] = [
+const FILES: [(&str, &[u8]); 12] = [
     ("config.toml", include_bytes!("config.toml")),
-    ("jobs/product-embedding.toml", include_bytes!("../../jobs/product-embedding.toml")),
-    ("jobs/ad-embedding.toml", include_bytes!("../../jobs/ad-embedding.toml")),
-    ("models/demo-clip/config.json", include_bytes!("../../models/demo-clip/config.json")),
-    ("models/demo-clip/model.safetensors", include_bytes!("../../models/demo-clip/model.safetensors")),
-    ("models/demo-clip/tokenizer.json", include_bytes!("../../models/demo-clip/tokenizer.json")),
-    ("models/demo-clip/tokenizer_config.json", include_bytes!("../../models/demo-clip/tokenizer_config.json")),
-    ("models/demo-clip/preprocessor_config.json", include_bytes!("../../models/demo-clip/preprocessor_config.json")),
+    ("jobs/product-annotation.toml", include_bytes!("../../jobs/product-annotation.toml")),
+    ("jobs/product-annotation.output.json", include_bytes!("../../jobs/product-annotation.output.json")),
+    ("jobs/ad-annotation.toml", include_bytes!("../../jobs/ad-annotation.toml")),
+    ("jobs/ad-annotation.output.json", include_bytes!("../../jobs/ad-annotation.output.json")),
+    ("models/demo/config.json", include_bytes!("../../models/demo/config.json")),
+    ("models/demo/generation_config.json", include_bytes!("../../models/demo/generation_config.json")),
+    ("models/demo/model.safetensors", include_bytes!("../../models/demo/model.safetensors")),
+    ("models/demo/tokenizer.json", include_bytes!("../../models/demo/tokenizer.json")),
+    ("models/demo/tokenizer_config.json", include_bytes!("../../models/demo/tokenizer_config.json")),
+    ("models/demo/chat_template.jinja", include_bytes!("../../models/demo/chat_template.jinja")),
+    ("models/demo/preprocessor_config.json", include_bytes!("../../models/demo/preprocessor_config.json")),
 ];
 
 /// The questions that the demo asks at its end.
-const QUESTIONS: [(&str, &str); 3] = [
+const QUESTIONS: [(&str, &str); 5] = [
     (
         "What became of the messages?",
         "SELECT kind, outcome, count(*) AS messages FROM (\
-         SELECT kind, CASE WHEN deleted THEN 'removed' ELSE 'annotated' END AS outcome FROM product_embedding.results \
-         UNION ALL SELECT kind, CASE WHEN deleted THEN 'removed' ELSE 'annotated' END FROM ad_embedding.results \
-         UNION ALL SELECT kind, 'rejected: ' || reason FROM product_embedding.rejections \
-         UNION ALL SELECT kind, 'rejected: ' || reason FROM ad_embedding.rejections) \
+         SELECT kind, CASE WHEN deleted THEN 'removed' ELSE 'annotated' END AS outcome FROM product_annotation.results \
+         UNION ALL SELECT kind, CASE WHEN deleted THEN 'removed' ELSE 'annotated' END FROM ad_annotation.results \
+         UNION ALL SELECT kind, 'rejected: ' || reason FROM product_annotation.rejections \
+         UNION ALL SELECT kind, 'rejected: ' || reason FROM ad_annotation.rejections) \
          GROUP BY kind, outcome ORDER BY kind DESC, outcome",
     ),
     (
-        "Which products look most like the first one?",
-        "WITH one AS (SELECT asset_id, headers['title'] AS title, image_embedding FROM product_embedding.latest \
-         WHERE image_embedding IS NOT NULL ORDER BY asset_id LIMIT 1) \
-         SELECT one.title AS product, other.headers['title'] AS looks_like, \
-         round(cosine_similarity(other.image_embedding, one.image_embedding), 3) AS similarity \
-         FROM product_embedding.latest AS other CROSS JOIN one \
-         WHERE other.image_embedding IS NOT NULL AND other.asset_id <> one.asset_id \
+        "What is in the shop?",
+        "SELECT split_part(category, ' > ', 1) AS department, count(*) AS products, \
+         count(DISTINCT category) AS categories, mode_colour.colour AS most_seen_colour \
+         FROM product_annotation.latest JOIN (\
+         SELECT department, colour FROM (SELECT split_part(category, ' > ', 1) AS department, colour, \
+         row_number() OVER (PARTITION BY split_part(category, ' > ', 1) ORDER BY count(*) DESC, colour) AS place \
+         FROM product_annotation.latest GROUP BY split_part(category, ' > ', 1), colour) WHERE place = 1) AS mode_colour \
+         ON mode_colour.department = split_part(category, ' > ', 1) \
+         GROUP BY split_part(category, ' > ', 1), mode_colour.colour ORDER BY products DESC, department",
+    ),
+    (
+        "Which brands are sold second-hand?",
+        "SELECT brand, count(*) AS products, \
+         round(100.0 * avg(CASE WHEN condition = 'second_hand' THEN 1.0 ELSE 0.0 END)) AS second_hand_percent \
+         FROM product_annotation.latest WHERE brand IS NOT NULL GROUP BY brand \
+         HAVING count(*) > 1 ORDER BY products DESC, brand LIMIT 6",
+    ),
+    (
+        "Which products are most like the first one, whatever their texts say?",
+        "WITH one AS (SELECT asset_id, embedding, colour || ' ' || pattern || ' ' || split_part(category, ' > ', 3) AS what \
+         FROM product_annotation.latest ORDER BY asset_id LIMIT 1) \
+         SELECT one.what AS product, other.colour || ' ' || other.pattern || ' ' || split_part(other.category, ' > ', 3) AS like_it, \
+         other.headers['title'] AS title, round(cosine_similarity(other.embedding, one.embedding), 3) AS similarity \
+         FROM product_annotation.latest AS other CROSS JOIN one WHERE other.asset_id <> one.asset_id \
          ORDER BY similarity DESC, other.asset_id LIMIT 5",
     ),
     (
-        "Which new products fit an ad that nobody has clicked on yet?",
-        "WITH ad AS (SELECT headers['title'] AS headline, text_embedding FROM ad_embedding.latest ORDER BY asset_id LIMIT 1) \
-         SELECT ad.headline, product.headers['title'] AS product, \
-         round(cosine_similarity(product.text_embedding, ad.text_embedding), 3) AS similarity \
-         FROM product_embedding.latest AS product CROSS JOIN ad ORDER BY similarity DESC, product.asset_id LIMIT 5",
+        "Which ads must a reviewer see?",
+        "SELECT asset_id, product, array_to_string(policy_flags, ', ') AS flags, call_to_action FROM ad_annotation.latest \
+         WHERE cardinality(policy_flags) > 0 ORDER BY asset_id LIMIT 5",
     ),
 ];
 
@@ -81,10 +100,11 @@ const QUESTIONS: [(&str, &str); 3] = [
 pub async fn run(options: DemoOptions, shutdown: CancellationToken) -> Result<()> {
     let started = Instant::now();
     let dir = make_empty(&options.dir)?;
-    let (seed, assets) = (options.seed, options.assets);
+    let (seed, assets) = (Seed::<Shop>::new(options.seed)?, options.assets);
     eprintln!("Drawing {assets} products and ads into {}", dir.display());
     let target = dir.clone();
-    let written = tokio::task::spawn_blocking(move || Catalogue::generate(seed, assets).with_faults().write(&target));
+    let extras = Extras { faults: true, ..Extras::default() };
+    let written = tokio::task::spawn_blocking(move || Market::generate(seed, assets).write(&target, extras));
     let written = written.await??;
     write_files(&dir)?;
 
@@ -92,7 +112,7 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken) -> Result<()
     let kafka =
         KafkaOptions { bootstrap_servers: broker.bootstrap_servers().to_owned(), properties: Default::default() };
     for topic in TOPICS {
-        broker.create_topic(topic, PARTITIONS)?;
+        broker.create_topic(topic, PARTITIONS as i32)?;
     }
     let submitted = submit(&dir, &kafka).await?;
     if submitted != written.records as u64 {
@@ -116,6 +136,8 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken) -> Result<()
         println!("\n{question}\n");
         ask::print_table(&config, sql).await?;
     }
+    let about = About { seed: options.seed, seconds: started.elapsed().as_secs_f64() };
+    gallery::write(&ask::open(&config, None).await?, &dir, about).await?;
     print_places(&dir, started);
     Ok(())
 }
@@ -155,7 +177,7 @@ async fn submit(dir: &Path, kafka: &KafkaOptions) -> Result<u64> {
             let reader = BufReader::new(fs::File::open(&path).with_context(|| path.display().to_string())?);
             for found in read_json_lines(path.display().to_string(), reader) {
                 let Draft { key, payload, headers, .. } = found?;
-                submitter.send(topic, Some(partition), key.as_deref(), payload.as_deref(), &headers).await?;
+                submitter.send(topic, Some(partition as i32), key.as_deref(), payload.as_deref(), &headers).await?;
             }
         }
     }
@@ -166,9 +188,11 @@ fn print_places(dir: &Path, started: Instant) {
     let dir = dir.display();
     println!(
         "\nDone in {:.1} s. Everything lies in {dir}:\n\
+         \x20 gallery.html        each asset with its picture, answer and neighbours: open it in a browser\n\
          \x20 config.toml         for every other verb: assay query --config {dir}/config.toml\n\
-         \x20 jobs/, models/      what was done, and with which encoder\n\
-         \x20 topics/, media/     the messages, one file a partition, and their pictures; labels.jsonl has the truth\n\
+         \x20 jobs/, models/      what was done, and with which model\n\
+         \x20 topics/, media/     the messages, one file a partition, and their pictures\n\
+         \x20 labels.jsonl        the truth: assay eval --job product-annotation --labels {dir}/labels.jsonl --config {dir}/config.toml\n\
          \x20 tables/             Delta tables, for Assay and any other reader",
         started.elapsed().as_secs_f64()
     );

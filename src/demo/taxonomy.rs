@@ -1,6 +1,6 @@
-//! What can be in the demo's catalogue: categories, brands, colours and patterns.
+//! The categories of the generated catalogue.
 //!
-//! The categories lie in `taxonomy.txt`. This file knows neither texts nor pictures; every category names a silhouette,
+//! They lie in `taxonomy.txt`. This file knows neither texts nor pictures; every category names a silhouette,
 //! and a test in `silhouette` holds the two together.
 
 use std::sync::LazyLock;
@@ -15,7 +15,6 @@ pub struct Category {
     pub path: &'static str,
     /// Words that a shop uses for one such thing.
     pub nouns: Vec<&'static str>,
-    pub materials: Vec<&'static str>,
     /// What the thing is good for, without a full stop.
     pub purpose: &'static str,
     /// Lowest and highest price in whole units of a currency.
@@ -27,11 +26,11 @@ pub struct Category {
 impl Category {
     fn parse(line: &'static str) -> Option<Self> {
         let mut fields = line.split('|').map(str::trim);
-        let (path, nouns, materials) = (fields.next()?, list(fields.next()?), list(fields.next()?));
+        let (path, nouns) = (fields.next()?, list(fields.next()?));
         let purpose = fields.next()?;
         let (low, high) = fields.next()?.split_once('-')?;
         let price = (low.parse().ok()?, high.parse().ok()?);
-        Some(Self { path, nouns, materials, purpose, price, silhouette: fields.next()? })
+        Some(Self { path, nouns, purpose, price, silhouette: fields.next()? })
     }
 
     /// The level above the leaf, for example `Home & Garden > Kitchen`.
@@ -72,70 +71,6 @@ pub(super) fn candidates(truth: &Category, random: &mut impl Rng) -> Vec<String>
     paths.into_iter().map(str::to_owned).collect()
 }
 
-/// A colour's name and its red, green and blue.
-pub(super) type Colour = (&'static str, [u8; 3]);
-
-pub(super) const COLOURS: [Colour; 11] = [
-    ("red", [206, 32, 38]),
-    ("orange", [243, 132, 28]),
-    ("yellow", [246, 212, 44]),
-    ("green", [44, 142, 64]),
-    ("turquoise", [48, 192, 192]),
-    ("blue", [38, 84, 196]),
-    ("purple", [122, 52, 160]),
-    ("pink", [244, 142, 182]),
-    ("brown", [122, 76, 42]),
-    ("black", [44, 44, 48]),
-    ("white", [244, 244, 240]),
-];
-
-pub(super) const PATTERNS: [&str; 5] = ["plain", "striped", "dotted", "checked", "zigzag"];
-
-pub(super) const CONDITIONS: [&str; 2] = ["new", "second-hand"];
-
-pub(super) const BRANDS: [&str; 40] = [
-    "Aldermoor",
-    "Bellavigne",
-    "Brackwood",
-    "Calinda",
-    "Corvette Hill",
-    "Dunmere",
-    "Elmsfold",
-    "Farrowby",
-    "Fjellborg",
-    "Galvano",
-    "Hartwell",
-    "Hazelcombe",
-    "Ilverston",
-    "Jorvika",
-    "Kestrel & Co",
-    "Kilnworth",
-    "Lumenta",
-    "Lyndale",
-    "Marlowe",
-    "Montevira",
-    "Nordhavn",
-    "Oakhurst",
-    "Orlando Fine",
-    "Pellworm",
-    "Penhallow",
-    "Quillon",
-    "Ravensby",
-    "Rosmarin",
-    "Saltmarsh",
-    "Sorrento Blu",
-    "Tarnfield",
-    "Thistledown",
-    "Umbria",
-    "Valdoro",
-    "Vesterby",
-    "Wexcombe",
-    "Willowick",
-    "Yarrow",
-    "Zelkova",
-    "Zephyrine",
-];
-
 #[cfg(test)]
 mod tests {
     use std::collections::HashSet;
@@ -156,7 +91,7 @@ mod tests {
     #[test]
     fn every_category_has_words_and_a_sensible_price() {
         for category in categories() {
-            assert!(!category.nouns.is_empty() && !category.materials.is_empty(), "{}", category.path);
+            assert!(!category.nouns.is_empty(), "{}", category.path);
             assert!(category.price.0 < category.price.1, "{}", category.path);
         }
     }

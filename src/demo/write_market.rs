@@ -8,7 +8,7 @@ use std::time::Instant;
 use anyhow::{Context, Result};
 use clap::ValueEnum;
 
-use super::market::{Market, Seed, Split, Test, Training, Validation};
+use super::market::{Extras, Market, Seed, Split, Test, Training, Validation};
 
 /// What to write, and where.
 #[derive(Debug, Clone)]
@@ -47,7 +47,9 @@ fn write<S: Split>(options: &MarketOptions) -> Result<()> {
     let started = Instant::now();
     let dir = super::run::make_empty(&options.dir)?;
     let market = Market::<S>::generate(Seed::new(options.seed)?, options.items);
-    let written = market.write(&dir, options.masks).with_context(|| dir.display().to_string())?;
+    let written = market
+        .write(&dir, Extras { masks: options.masks, faults: false })
+        .with_context(|| dir.display().to_string())?;
     println!(
         "{} assets of the {} split with {} pictures in {} ({:.1} s)",
         market.items.len(),

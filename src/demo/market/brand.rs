@@ -5,7 +5,7 @@
 use rand::Rng;
 use rand::seq::IndexedRandom;
 
-use super::split::Split;
+use super::split::{Seed, Split};
 
 const OPENINGS: [&str; 44] = [
     "ba", "bel", "bri", "cal", "cor", "da", "dun", "el", "fa", "fjel", "gal", "gre", "ha", "hol", "il", "jo", "ka",
@@ -36,6 +36,21 @@ const TOWNS: [&str; 14] = [
     "Ghent", "Leeds", "Lyon", "Porto", "Turin", "Basel", "Bergen", "Cork", "Dresden", "Aarhus", "Utrecht", "Girona",
     "Malmo", "Bristol",
 ];
+
+/// A brand for an item: in a split with house brands mostly one of these.
+pub(super) fn brand_of_item<S: Split>(seed: Seed<S>, random: &mut impl Rng) -> String {
+    /// Far from the streams of items and of users.
+    const STREAMS: u64 = 1 << 63;
+    match S::HOUSE_BRANDS {
+        0 => brand::<S>(random),
+        _ if random.random_bool(0.3) => brand::<S>(random),
+        // Squared, so that some have more than others.
+        many => {
+            let place: f64 = random.random::<f64>().powi(2) * many as f64;
+            brand::<S>(&mut seed.stream(STREAMS + place as u64))
+        }
+    }
+}
 
 /// A brand of the split. Its letters are ASCII.
 pub(super) fn brand<S: Split>(random: &mut impl Rng) -> String {
@@ -98,8 +113,17 @@ mod tests {
     use rand::SeedableRng;
     use rand_chacha::ChaCha8Rng;
 
-    use super::super::split::{Test, Training, Validation};
+    use super::super::split::{Shop, Test, Training, Validation};
     use super::*;
+
+    #[test]
+    fn a_shop_has_brands_that_come_again() {
+        let seed = Seed::<Shop>::new(9).unwrap();
+        let mut random = ChaCha8Rng::seed_from_u64(1);
+        let drawn: Vec<String> = (0..200).map(|_| brand_of_item(seed, &mut random)).collect();
+        let different: HashSet<&String> = drawn.iter().collect();
+        assert!((40..90).contains(&different.len()), "{}", different.len());
+    }
 
     #[test]
     fn no_brand_is_drawn_for_two_splits() {

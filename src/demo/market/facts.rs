@@ -8,8 +8,8 @@ use rand::seq::IndexedRandom;
 
 use super::super::silhouette;
 use super::super::taxonomy::{Category, categories};
-use super::brand::{brand, one};
-use super::split::Split;
+use super::brand::{brand, brand_of_item, one};
+use super::split::{Seed, Split};
 
 /// A colour's name and its red, green and blue. Names are those of jobs/product-annotation.output.json.
 pub(super) const COLOURS: [(&str, [u8; 3]); 12] = [
@@ -109,12 +109,12 @@ pub(super) struct Facts {
 }
 
 impl Facts {
-    pub(super) fn draw<S: Split>(random: &mut impl Rng) -> Self {
+    pub(super) fn draw<S: Split>(seed: Seed<S>, random: &mut impl Rng) -> Self {
         let category = categories().choose(random).expect("taxonomy.txt is not empty");
         let colour = *COLOURS.choose(random).expect("there are colours");
         let drawn = *PATTERNS.choose(random).expect("there are patterns");
         let pattern = if silhouette::shows_pattern(category.silhouette) { drawn } else { PATTERNS[0] };
-        let brand = (!random.random_bool(0.25)).then(|| brand::<S>(random));
+        let brand = (!random.random_bool(0.25)).then(|| brand_of_item(seed, random));
         let badge = badge::<S>(brand.as_deref(), random);
         Self {
             category,

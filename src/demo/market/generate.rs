@@ -9,8 +9,9 @@ use std::path::{Path, PathBuf};
 
 use serde_json::json;
 
+use super::super::faults::faults;
 use super::super::files::{at, draw_all, make, media_place, write_file, write_lines, write_topic};
-use super::super::record::{Record, message_of};
+use super::super::record::Record;
 use super::interactions::Study;
 use super::item::{MarketItem, MarketTruth, item};
 use super::photo::Photo;
@@ -24,6 +25,15 @@ pub struct Market<S> {
     seed: Seed<S>,
 }
 
+/// What is written besides the catalogue itself.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
+pub struct Extras {
+    /// Where the thing is seen in each picture.
+    pub masks: bool,
+    /// Bad messages and pictures, removals, updates out of order.
+    pub faults: bool,
+}
+
 /// What [`Market::write`] has written, and where.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct MarketFiles {
@@ -35,6 +45,8 @@ pub struct MarketFiles {
     pub labels: PathBuf,
     /// `users.jsonl`, `past.jsonl`, `held_out.jsonl`.
     pub interactions: PathBuf,
+    /// Records of both topics, those of faults included.
+    pub records: usize,
     pub pictures: usize,
 }
 
@@ -55,25 +67,34 @@ impl<S: Split> Market<S> {
     }
 
     /// Writes `topics/products/{0..3}.jsonl`, `topics/ads/{0..3}.jsonl`, `media/`, `labels.jsonl` and `interactions/` under
-    /// `directory`, and `masks/` if they are wanted.
+    /// `directory`, which is made when it does not exist, and `masks/` if they are wanted.
     ///
     /// # Errors
     /// Whatever the file system says, with the path it concerns.
-    pub fn write(&self, directory: &Path, with_masks: bool) -> io::Result<MarketFiles> {
+    pub fn write(&self, directory: &Path, extras: Extras) -> io::Result<MarketFiles> {
         let media = directory.join("media");
         make(&media)?;
         let media = fs::canonicalize(&media).map_err(|error| at(&media, error))?;
         let place = media_place(&media)?;
         let photos: Vec<&Photo> = self.items.iter().flat_map(|item| &item.photos).collect();
         draw_all(&photos, &|photo| write_file(&media.join(&photo.name), &photo.encode()))?;
-        let masks = if with_masks { Some(self.write_masks(&photos, &directory.join("masks"))?) } else { None };
-        let records: Vec<Record> = self.items.iter().map(|item| record(item, &place)).collect();
+        let masks = if extras.masks { Some(self.write_masks(&photos, &directory.join("masks"))?) } else { None };
+        let mut records: Vec<Record> = self.items.iter().map(|item| item.record(&place)).collect();
+        let mut pictures = photos.len();
+        if extras.faults {
+            let faults = faults(&self.items, &place);
+            pictures += faults.pictures.len();
+            for (name, bytes) in &faults.pictures {
+                write_file(&media.join(name), bytes)?;
+            }
+            records.extend(faults.records);
+        }
         write_topic(&records, AssetKind::Product, &directory.join("topics/products"))?;
         write_topic(&records, AssetKind::Ad, &directory.join("topics/ads"))?;
         let labels = directory.join("labels.jsonl");
         write_lines(&labels, self.truths().map(|truth| json!(truth)))?;
         let interactions = self.write_study(&directory.join("interactions"))?;
-        Ok(MarketFiles { media, masks, labels, interactions, pictures: photos.len() })
+        Ok(MarketFiles { media, masks, labels, interactions, records: records.len(), pictures })
     }
 
     fn write_masks(&self, photos: &[&Photo], folder: &Path) -> io::Result<PathBuf> {
@@ -91,10 +112,4 @@ impl<S: Split> Market<S> {
         write_lines(&folder.join("held_out.jsonl"), study.held_out.iter().map(|one| json!(one)))?;
         Ok(folder.to_owned())
     }
-}
-
-fn record(item: &MarketItem, place: &dyn Fn(&str) -> String) -> Record {
-    let media = item.photos.iter().map(|photo| json!({ "url": place(&photo.name), "role": photo.role })).collect();
-    let value = message_of(&item.content, &item.id, media, item.event_time);
-    Record { kind: item.truth.kind, key: item.id.clone(), value, timestamp: item.event_time * 1000 }
 }

@@ -9,7 +9,9 @@ use rand::Rng;
 use rand::seq::IndexedRandom;
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
+use serde_json::json;
 
+use super::super::record::{Record, message_of};
 use super::super::taxonomy;
 use super::advert::{Advert, advert};
 use super::facts::{Condition, Facts};
@@ -65,6 +67,15 @@ pub struct MarketItem {
     pub is_cold: bool,
 }
 
+impl MarketItem {
+    /// The record that enqueues it. `place` turns a picture's file name into its url.
+    pub(in super::super) fn record(&self, place: &dyn Fn(&str) -> String) -> Record {
+        let media = self.photos.iter().map(|photo| json!({ "url": place(&photo.name), "role": photo.role })).collect();
+        let value = message_of(&self.content, &self.id, media, self.event_time);
+        Record { kind: self.truth.kind, key: self.id.clone(), value, timestamp: self.event_time * 1000 }
+    }
+}
+
 /// 1 March 2026, 08:00 UTC.
 const OPENING: i64 = 1_772_352_000;
 
@@ -73,7 +84,7 @@ const COLD: f64 = 0.8;
 
 pub(super) fn item<S: Split>(seed: Seed<S>, number: usize) -> MarketItem {
     let mut random = seed.stream(number as u64 + 1);
-    let facts = Facts::draw::<S>(&mut random);
+    let facts = Facts::draw(seed, &mut random);
     let kind = if random.random_bool(0.75) { AssetKind::Product } else { AssetKind::Ad };
     let id = format!("{}-{kind}-{number:06}", S::NAME);
     let (content, flags) = match kind {

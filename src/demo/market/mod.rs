@@ -18,8 +18,8 @@ mod tests;
 mod typos;
 mod wording;
 
-pub use generate::{Market, MarketFiles};
+pub use generate::{Extras, Market, MarketFiles};
 pub use interactions::{Interaction, Study, Taste};
 pub use item::{MarketItem, MarketTruth};
 pub use photo::Photo;
-pub use split::{Seed, SeedTooLarge, Split, Test, Training, Validation};
+pub use split::{Seed, SeedTooLarge, Shop, Split, Test, Training, Validation};

@@ -1,6 +1,6 @@
 //! Which seeds and which brands belong to training, validation and test.
 //!
-//! It knows no item. Invariant: no number gives two splits the same random stream, and no brand belongs to two splits. A
+//! It knows no item. Invariant: no number gives two splits the same random stream, and no brand belongs to two of them. A
 //! function that takes a [`Seed`] of one split does not accept one of another.
 
 use std::fmt::Debug;
@@ -12,10 +12,12 @@ use rand_chacha::ChaCha8Rng;
 /// A part of all that can be generated.
 pub trait Split: Debug + Clone + Copy + PartialEq + Send + Sync + 'static {
     const NAME: &'static str;
-    /// The two upper bits of its seeds; 0 is the demo's.
+    /// The two upper bits of its seeds.
     const RANGE: u64;
     /// Whether its texts use syllables that the others never have.
     const NEW_SYLLABLES: bool;
+    /// How many brands come again and again, as in a shop.
+    const HOUSE_BRANDS: u64 = 0;
 
     /// Whether it has the brands of this tenth of the brand space.
     fn has_tenth(tenth: u64) -> bool;
@@ -32,6 +34,21 @@ pub struct Validation;
 /// What a finished model is told of nothing about: a tenth of the brands, some of syllables of their own.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Test;
+
+/// What `assay demo` shows: as unknown to a model as [`Test`], with brands of the same tenth.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Shop;
+
+impl Split for Shop {
+    const NAME: &'static str = "demo";
+    const RANGE: u64 = 0;
+    const NEW_SYLLABLES: bool = true;
+    const HOUSE_BRANDS: u64 = 12;
+
+    fn has_tenth(tenth: u64) -> bool {
+        Test::has_tenth(tenth)
+    }
+}
 
 impl Split for Training {
     const NAME: &'static str = "training";

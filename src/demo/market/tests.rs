@@ -7,7 +7,7 @@ use serde_json::Value;
 
 use super::facts::{COLOURS, PATTERNS};
 use super::wording::{NEW, SECOND_HAND};
-use super::{Market, Seed, Split, Test, Training, Validation};
+use super::{Extras, Market, Seed, Split, Test, Training, Validation};
 use crate::domain::{AssetKind, Content};
 
 fn market<S: Split>(number: u64, items: usize) -> Market<S> {
@@ -38,7 +38,7 @@ fn files(folder: &Path) -> BTreeMap<String, Vec<u8>> {
 
 fn written<S: Split>(number: u64, items: usize) -> BTreeMap<String, Vec<u8>> {
     let folder = tempfile::tempdir().unwrap();
-    market::<S>(number, items).write(folder.path(), true).unwrap();
+    market::<S>(number, items).write(folder.path(), Extras { masks: true, faults: false }).unwrap();
     files(folder.path())
 }
 
