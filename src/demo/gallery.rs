@@ -13,7 +13,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde_json::{Map, Value, json};
 
-use crate::query::{Object, QuerySession, objects};
+use crate::query::{Object, QueryError, QuerySession, objects};
 
 use super::files::{PARTITIONS, TOPICS};
 
@@ -59,9 +59,10 @@ pub(super) async fn write(session: &QuerySession, dir: &Path, about: About) -> R
         let latest = format!("SELECT * FROM {schema}.latest ORDER BY asset_id");
         rows.extend(objects(session.run(&latest).await?).await?);
         let rejected = format!("SELECT asset_id, \"key\", kind, stage, reason, detail FROM {schema}.rejections");
-        // An ad job may have rejected nothing so far; its table is then not there.
-        if let Ok(answer) = session.run(&rejected).await {
-            rejections.extend(objects(answer).await?);
+        match session.run(&rejected).await {
+            // A job that has rejected nothing has no such table.
+            Err(QueryError::NothingWritten { .. }) => {}
+            answer => rejections.extend(objects(answer?).await?),
         }
     }
     let embeddings: Vec<Vec<f32>> = rows.iter().map(|row| unit(&row["embedding"])).collect();
@@ -75,7 +76,7 @@ pub(super) async fn write(session: &QuerySession, dir: &Path, about: About) -> R
         "title": "Assay demo",
         "model": "models/demo",
         "seed": about.seed,
-        "seconds": about.seconds,
+        "seconds": (about.seconds * 10.0).round() / 10.0,
         "assets": assets,
         "rejections": rejections.into_iter().map(rejection).collect::<Vec<_>>(),
     });

@@ -61,14 +61,8 @@ const QUESTIONS: [(&str, &str); 5] = [
     ),
     (
         "What is in the shop?",
-        "SELECT split_part(category, ' > ', 1) AS department, count(*) AS products, \
-         count(DISTINCT category) AS categories, mode_colour.colour AS most_seen_colour \
-         FROM product_annotation.latest JOIN (\
-         SELECT department, colour FROM (SELECT split_part(category, ' > ', 1) AS department, colour, \
-         row_number() OVER (PARTITION BY split_part(category, ' > ', 1) ORDER BY count(*) DESC, colour) AS place \
-         FROM product_annotation.latest GROUP BY split_part(category, ' > ', 1), colour) WHERE place = 1) AS mode_colour \
-         ON mode_colour.department = split_part(category, ' > ', 1) \
-         GROUP BY split_part(category, ' > ', 1), mode_colour.colour ORDER BY products DESC, department",
+        "SELECT category, count(*) AS products, count(DISTINCT brand) AS brands FROM product_annotation.latest \
+         GROUP BY category ORDER BY products DESC, category LIMIT 6",
     ),
     (
         "Which brands are sold second-hand?",
