@@ -55,9 +55,8 @@ async fn talk(session: &QuerySession, options: &QueryOptions) -> Result<()> {
 }
 
 /// Prints the answer of one query as a table on standard output.
-pub async fn print_table(config: &Config, sql: &str) -> Result<()> {
-    let options = QueryOptions { sql: Some(sql.to_owned()), format: Format::Table, output: None };
-    run(config, None, options).await
+pub async fn print_table(session: &QuerySession, sql: &str) -> Result<()> {
+    Ok(write(session.run(sql).await?, Format::Table, &mut BufWriter::new(std::io::stdout())).await.map(drop)?)
 }
 
 /// Whether a person looks at standard error.

@@ -5,7 +5,7 @@
 
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::thread;
 
 use serde_json::{Value, json};
@@ -26,14 +26,14 @@ pub(super) fn media_place(media: &Path) -> io::Result<impl Fn(&str) -> String + 
 }
 
 /// FNV-1a, because the standard hasher may change with a compiler.
-pub(super) fn partition(key: &str) -> usize {
+fn partition(key: &str) -> usize {
     let hash = key
         .bytes()
         .fold(0xCBF2_9CE4_8422_2325_u64, |hash, byte| (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01B3));
     (hash % PARTITIONS as u64) as usize
 }
 
-pub(super) fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result<PathBuf> {
+pub(super) fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) -> io::Result<()> {
     make(folder)?;
     for number in 0..PARTITIONS {
         let mine = records.iter().filter(|record| record.kind == kind && partition(&record.key) == number);
@@ -45,7 +45,7 @@ pub(super) fn write_topic(records: &[Record], kind: AssetKind, folder: &Path) ->
         });
         write_lines(&folder.join(format!("{number}.jsonl")), lines)?;
     }
-    Ok(folder.to_owned())
+    Ok(())
 }
 
 pub(super) fn write_lines(path: &Path, lines: impl Iterator<Item = Value>) -> io::Result<()> {
@@ -87,16 +87,88 @@ pub(super) fn at(path: &Path, error: io::Error) -> io::Error {
 
 #[cfg(test)]
 mod tests {
+    use std::collections::BTreeSet;
+    use std::path::PathBuf;
+
     use super::super::market::{Extras, Market, Seed, Test};
     use super::*;
+
+    fn market(items: usize) -> Market<Test> {
+        Market::generate(Seed::new(5).unwrap(), items)
+    }
+
+    fn topic(folder: &tempfile::TempDir, name: &str) -> PathBuf {
+        folder.path().join("topics").join(name)
+    }
+
+    fn lines(folder: &Path) -> Vec<Value> {
+        let paths = (0..PARTITIONS).map(|number| folder.join(format!("{number}.jsonl")));
+        let text: String = paths.map(|path| fs::read_to_string(path).unwrap()).collect();
+        text.lines().map(|line| serde_json::from_str(line).unwrap()).collect()
+    }
+
+    fn fields(value: &Value) -> BTreeSet<&str> {
+        value.as_object().unwrap().keys().map(String::as_str).collect()
+    }
+
+    #[test]
+    fn every_record_is_an_envelope_whose_media_exist() {
+        let folder = tempfile::tempdir().unwrap();
+        let written = market(40).write(folder.path(), Extras::default()).unwrap();
+        let records = [lines(&topic(&folder, "products")), lines(&topic(&folder, "ads"))].concat();
+        assert_eq!((records.len(), written.records), (40, 40));
+        for record in &records {
+            assert_eq!(fields(record), BTreeSet::from(["key", "value", "headers", "timestamp"]));
+            assert_eq!(record["key"], record["value"]["id"]);
+            for medium in record["value"]["media"].as_array().unwrap() {
+                let url = Url::parse(medium["url"].as_str().unwrap()).unwrap();
+                assert!(url.to_file_path().unwrap().is_file(), "{url}");
+            }
+        }
+        assert_eq!(fs::read_to_string(&written.labels).unwrap().lines().count(), 40);
+    }
+
+    #[test]
+    fn messages_hold_the_fields_of_their_kind_and_no_other() {
+        let folder = tempfile::tempdir().unwrap();
+        market(40).write(folder.path(), Extras::default()).unwrap();
+        let product = [
+            "id",
+            "title",
+            "description",
+            "attributes",
+            "candidate_categories",
+            "media",
+            "locale",
+            "price",
+            "event_time",
+        ];
+        let ad = ["id", "headline", "body", "call_to_action", "landing_page", "media", "event_time"];
+        assert!(
+            lines(&topic(&folder, "products")).iter().all(|record| fields(&record["value"]) == BTreeSet::from(product))
+        );
+        assert!(lines(&topic(&folder, "ads")).iter().all(|record| fields(&record["value"]) == BTreeSet::from(ad)));
+    }
+
+    #[test]
+    fn faults_come_on_top_and_keep_the_records_of_a_key_in_one_partition() {
+        let folder = tempfile::tempdir().unwrap();
+        let catalogue = market(12);
+        let written = catalogue.write(folder.path(), Extras { faults: true, ..Extras::default() }).unwrap();
+        assert_eq!(written.records, 12 + 7);
+        let key = &catalogue.items[0].id;
+        let name = if catalogue.items[0].truth.kind == AssetKind::Product { "products" } else { "ads" };
+        let home = topic(&folder, name);
+        let file = fs::read_to_string(home.join(format!("{}.jsonl", partition(key)))).unwrap();
+        assert_eq!(file.lines().filter(|line| line.contains(&format!("\"key\":\"{key}\""))).count(), 3);
+    }
 
     #[test]
     fn a_folder_that_cannot_be_made_is_named() {
         let folder = tempfile::tempdir().unwrap();
         let blocked = folder.path().join("file");
         fs::write(&blocked, "x").unwrap();
-        let market = Market::<Test>::generate(Seed::new(5).unwrap(), 1);
-        let error = market.write(&blocked, Extras::default()).unwrap_err();
+        let error = market(1).write(&blocked, Extras::default()).unwrap_err();
         assert!(error.to_string().contains("file/media"), "{error}");
     }
 }

@@ -6,7 +6,7 @@
 use std::collections::HashMap;
 use std::fs::{self, File};
 use std::io::{BufRead, BufReader};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 
 use anyhow::{Context, Result};
 use base64::Engine as _;
@@ -45,11 +45,11 @@ pub(super) struct About {
     pub seconds: f64,
 }
 
-/// Writes the page of a demo folder and gives its path.
+/// Writes the page of a demo folder.
 ///
 /// # Errors
 /// Files of the folder that cannot be read, tables that cannot be asked.
-pub(super) async fn write(session: &QuerySession, dir: &Path, about: About) -> Result<PathBuf> {
+pub(super) async fn write(session: &QuerySession, dir: &Path, about: About) -> Result<()> {
     let messages = messages(dir)?;
     let truths = truths(dir)?;
     let mut rows = Vec::new();
@@ -81,8 +81,7 @@ pub(super) async fn write(session: &QuerySession, dir: &Path, about: About) -> R
         "rejections": rejections.into_iter().map(rejection).collect::<Vec<_>>(),
     });
     let path = dir.join("gallery.html");
-    fs::write(&path, page(&data)).with_context(|| path.display().to_string())?;
-    Ok(path)
+    fs::write(&path, page(&data)).with_context(|| path.display().to_string())
 }
 
 /// The page with its data. Nothing in them can end the element that holds them.

@@ -126,12 +126,13 @@ pub async fn run(options: DemoOptions, shutdown: CancellationToken) -> Result<()
     for (job, done) in report {
         eprintln!("{job}: {} annotated, {} removed, {} rejected", done.annotated, done.removed, done.rejected);
     }
+    let session = ask::open(&config, None).await?;
     for (question, sql) in QUESTIONS {
         println!("\n{question}\n");
-        ask::print_table(&config, sql).await?;
+        ask::print_table(&session, sql).await?;
     }
     let about = About { seed: options.seed, seconds: started.elapsed().as_secs_f64() };
-    gallery::write(&ask::open(&config, None).await?, &dir, about).await?;
+    gallery::write(&session, &dir, about).await?;
     print_places(&dir, started);
     Ok(())
 }

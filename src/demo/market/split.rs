@@ -130,6 +130,7 @@ mod tests {
         let mut first_draws = HashSet::new();
         for number in (0..200).chain([(1 << 62) - 1]) {
             let keys = [
+                Seed::<Shop>::new(number).unwrap().key(),
                 Seed::<Training>::new(number).unwrap().key(),
                 Seed::<Validation>::new(number).unwrap().key(),
                 Seed::<Test>::new(number).unwrap().key(),
@@ -137,7 +138,7 @@ mod tests {
             assert!(keys.windows(2).all(|pair| pair[0] < pair[1]));
             first_draws.extend(keys.map(|key| ChaCha8Rng::seed_from_u64(key).random::<u128>()));
         }
-        assert_eq!(first_draws.len(), 3 * 201);
+        assert_eq!(first_draws.len(), 4 * 201);
         assert_eq!(Seed::<Test>::new(1 << 62), Err(SeedTooLarge { number: 1 << 62 }));
     }
 
