@@ -120,27 +120,30 @@ async fn a_worker_that_is_killed_while_it_fetches_has_written_nothing_of_it() {
 
 #[tokio::test(flavor = "multi_thread")]
 async fn a_worker_that_is_killed_before_it_tells_the_broker_goes_on_where_the_tables_end() {
-    let Some(kafka) = Kafka::shared() else { return };
+    let (Some(kafka), Some(store)) = (Kafka::shared(), ObjectStore::shared()) else { return };
     let topic = "killed-before-telling";
     kafka.create_topic(topic, PARTITIONS).await;
-    kafka.submit(topic, PARTITIONS, 0..800).await;
-    let deployment = Deployment::new(topic, &local_tables(kafka));
-    let tables = deployment.run.tables();
-    let log = deployment.run.path().join("tables/embedding/results/_delta_log");
-    let versions = || std::fs::read_dir(&log).map_or(0, |files| files.count());
-    let mut behind = 0;
-    for _ in 0..6 {
-        let before = versions();
-        let worker = deployment.worker("killed", &[]);
-        // A version beside those that open the table.
-        until("a commit is durable", || versions() > before.max(1)).await;
-        worker.kill();
-        let written = places(&tables, JOB).await.len() as i64;
-        behind += i64::from(told(kafka, topic).await < written);
-    }
-    assert!(behind > 0, "no kill came between the tables and the broker");
+    let proxy = Proxy::start(store.endpoint().unwrap(), 4).await;
+    let deployment = Deployment::new(topic, &remote_tables(kafka, store, &proxy, topic));
+    let tables = warehouse(store, topic);
+    // The tables are there before the first kill.
+    kafka.submit(topic, PARTITIONS, 0..200).await;
     deployment.once().await;
-    assert_eq!(places(&tables, JOB).await, all(topic, 400), "{behind} of 6 kills left the broker behind");
+    for kill in 1..4 {
+        let worker = deployment.worker("killed", &[]);
+        worker.says("partitions assigned").await;
+        let hits = proxy.hits();
+        proxy.leave_versions_untold("results");
+        kafka.submit(topic, PARTITIONS, kill * 200..(kill + 1) * 200).await;
+        until("a commit is durable", || proxy.hits() > hits).await;
+        worker.kill();
+        let written = tables.places(JOB).await.len() as i64;
+        let told = told(kafka, topic).await;
+        assert!(told < written, "the worker told the broker {told} of {written} rows, and knew of fewer");
+        proxy.clear();
+    }
+    deployment.once().await;
+    assert_eq!(tables.places(JOB).await, all(topic, 400));
     assert_eq!(told(kafka, topic).await, 800, "no lag is left");
 }
 

@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 use axum::Router;
 use axum::body::Body;
 use axum::extract::{Request, State};
-use axum::http::{HeaderMap, Response, StatusCode};
+use axum::http::{HeaderMap, Method, Response, StatusCode};
 use bytes::Bytes;
 use futures::stream;
 use rand::{Rng, SeedableRng};
@@ -32,6 +32,8 @@ pub struct Proxy {
 
 struct Sky {
     now: Option<(Weather, f64, Instant)>,
+    /// Where the writer of a table's version does not hear that it is there.
+    untold: Option<&'static str>,
     random: ChaCha8Rng,
     hits: u64,
 }
@@ -45,7 +47,7 @@ struct Way {
 
 impl Proxy {
     pub async fn start(upstream: &str, seed: u64) -> Self {
-        let sky = Sky { now: None, random: ChaCha8Rng::seed_from_u64(seed), hits: 0 };
+        let sky = Sky { now: None, untold: None, random: ChaCha8Rng::seed_from_u64(seed), hits: 0 };
         let sky = Arc::new(Mutex::new(sky));
         let client = reqwest::Client::builder().no_proxy().redirect(reqwest::redirect::Policy::none());
         let client = client.build().expect("a client");
@@ -62,8 +64,14 @@ impl Proxy {
         self.sky.lock().unwrap().now = Some((kind, share, Instant::now() + length));
     }
 
+    /// From now on a new version of this table becomes durable and its writer is not told.
+    pub fn leave_versions_untold(&self, table: &'static str) {
+        self.sky.lock().unwrap().untold = Some(table);
+    }
+
     pub fn clear(&self) {
-        self.sky.lock().unwrap().now = None;
+        let mut sky = self.sky.lock().unwrap();
+        (sky.now, sky.untold) = (None, None);
     }
 
     /// Requests that were hit so far.
@@ -73,6 +81,10 @@ impl Proxy {
 }
 
 impl Sky {
+    fn keeps_untold(&self, path: &str) -> bool {
+        self.untold.is_some_and(|table| path.contains(&format!("/{table}/_delta_log/")))
+    }
+
     fn strike(&mut self) -> Option<Weather> {
         let (kind, share, until) = self.now?;
         let struck = Instant::now() < until && self.random.random_bool(share);
@@ -91,7 +103,13 @@ async fn pass(State(way): State<Way>, request: Request) -> Response<Body> {
         }
         _ => {}
     }
+    let untold = request.method() == Method::PUT && way.sky.lock().unwrap().keeps_untold(request.uri().path());
     let Some((status, headers, body)) = forward(&way, request).await else { return short(502) };
+    if untold {
+        way.sky.lock().unwrap().hits += 1;
+        tokio::time::sleep(SILENCE).await;
+        return short(503);
+    }
     match struck {
         Some(Weather::Forgetful) => short(500),
         Some(Weather::Cutting) => {

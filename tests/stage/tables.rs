@@ -38,6 +38,7 @@ impl Warehouse {
     }
 
     async fn collect(&self, job: &str, sql: &str) -> Vec<RecordBatch> {
+        assay::sink::register_stores();
         let url = format!("{}/{job}", self.url);
         let tables = [JobTables { job: job.to_owned(), url, options: self.options.clone() }];
         let session = QuerySession::open(&tables, Some(job)).await.expect("tables open");
