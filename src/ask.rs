@@ -8,7 +8,7 @@ use anyhow::{Context, Result, bail};
 
 use crate::config::Config;
 use crate::job::JobCatalog;
-use crate::query::{Format, QueryError, QuerySession, Screen, prompt, write};
+use crate::query::{Format, NamedFile, QueryError, QuerySession, Screen, prompt, write};
 use crate::sink::register_stores;
 
 /// What `assay query` was asked to do.
@@ -18,11 +18,16 @@ pub struct QueryOptions {
     pub sql: Option<String>,
     pub format: Format,
     pub output: Option<PathBuf>,
+    /// Files that the query may read beside the tables.
+    pub files: Vec<NamedFile>,
 }
 
 /// Answers one query, or those typed at the prompt.
 pub async fn run(config: &Config, job: Option<&str>, options: QueryOptions) -> Result<()> {
     let session = open(config, job).await?;
+    for file in &options.files {
+        session.read_also(file).await?;
+    }
     let Some(sql) = &options.sql else { return talk(&session, &options).await };
     match &options.output {
         Some(path) => {

@@ -213,6 +213,10 @@ struct QueryArgs {
     /// The job whose tables are meant by bare names; not needed when there is one job.
     #[arg(long, value_name = "NAME")]
     job: Option<String>,
+    /// Read this Parquet, CSV or JSON lines file as well, as the table files.NAME; may be given several times. Without it,
+    /// a query reads the jobs' tables only.
+    #[arg(long = "with", value_name = "NAME=FILE")]
+    files: Vec<query::NamedFile>,
 }
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq, ValueEnum)]
@@ -313,8 +317,9 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
             submit::run(&load()?, options).await
         }
         Verb::Query(args) => {
-            let options = ask::QueryOptions { sql: args.sql, format: args.format.into_query(), output: args.output };
-            ask::run(&load()?, args.job.as_deref(), options).await
+            let QueryArgs { sql, format, output, job, files } = args;
+            let options = ask::QueryOptions { sql, format: format.into_query(), output, files };
+            ask::run(&load()?, job.as_deref(), options).await
         }
         Verb::Status(StatusArgs { jobs, json, watch }) => {
             status::run(&load()?, status::StatusOptions { jobs, json, watch }, on_signal(forced)).await

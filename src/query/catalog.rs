@@ -11,7 +11,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
 
 use async_trait::async_trait;
-use datafusion::catalog::{CatalogProvider, SchemaProvider, TableProvider};
+use datafusion::catalog::{CatalogProvider, MemorySchemaProvider, SchemaProvider, TableProvider};
 use datafusion::datasource::{ViewTable, provider_as_source};
 use datafusion::error::{DataFusionError, Result};
 use datafusion::functions_window::expr_fn::row_number;
@@ -22,6 +22,7 @@ use tokio::sync::Mutex;
 use url::Url;
 
 use super::error::QueryError;
+use super::files::FILES;
 use super::job_tables::JobTables;
 
 pub(super) const RESULTS: &str = "results";
@@ -34,6 +35,7 @@ pub(super) const NO_DEFAULT: &str = "no_default_job";
 #[derive(Debug)]
 pub(super) struct Jobs {
     schemas: BTreeMap<String, Arc<JobSchema>>,
+    files: Arc<MemorySchemaProvider>,
     without_default: Arc<NoDefaultJob>,
 }
 
@@ -42,6 +44,10 @@ impl Jobs {
         let mut schemas: BTreeMap<String, Arc<JobSchema>> = BTreeMap::new();
         for job in tables {
             let schema = schema_name(&job.job);
+            if schema == FILES {
+                let (first, second) = (job.job.clone(), "the files of --with".to_owned());
+                return Err(QueryError::NameClash { first, second, schema });
+            }
             if let Some(other) = schemas.get(&schema) {
                 let (first, second) = (other.results.job.clone(), job.job.clone());
                 return Err(QueryError::NameClash { first, second, schema });
@@ -49,7 +55,12 @@ impl Jobs {
             schemas.insert(schema, Arc::new(JobSchema::new(job)));
         }
         let example = schemas.keys().next().cloned().unwrap_or_else(|| "job".to_owned());
-        Ok(Self { schemas, without_default: Arc::new(NoDefaultJob { example }) })
+        Ok(Self { schemas, files: Arc::default(), without_default: Arc::new(NoDefaultJob { example }) })
+    }
+
+    /// The tables that are files.
+    pub(super) fn files(&self) -> &MemorySchemaProvider {
+        &self.files
     }
 
     /// Each job's schema name with its tables.
@@ -65,12 +76,16 @@ pub(super) fn schema_name(job: &str) -> String {
 
 impl CatalogProvider for Jobs {
     fn schema_names(&self) -> Vec<String> {
-        self.schemas.keys().cloned().collect()
+        let files = (!self.files.table_names().is_empty()).then(|| FILES.to_owned());
+        self.schemas.keys().cloned().chain(files).collect()
     }
 
     fn schema(&self, name: &str) -> Option<Arc<dyn SchemaProvider>> {
         if name == NO_DEFAULT {
             return Some(Arc::clone(&self.without_default) as Arc<dyn SchemaProvider>);
+        }
+        if name == FILES {
+            return Some(Arc::clone(&self.files) as Arc<dyn SchemaProvider>);
         }
         let by_name = || self.schemas.values().find(|schema| schema.results.job == name);
         let schema = self.schemas.get(name).or_else(by_name)?;

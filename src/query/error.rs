@@ -25,6 +25,8 @@ pub enum QueryError {
     Ambiguous { table: String, example: String },
     #[error("table {table} of job {job} at {url} cannot be read: {detail}")]
     Table { job: String, table: String, url: String, detail: String },
+    #[error("{path} cannot be read as a table: {detail}")]
+    File { path: String, detail: String },
     /// The statement does not parse, or names something that is not there.
     #[error("{detail}")]
     Statement { detail: String },

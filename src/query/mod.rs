@@ -2,6 +2,7 @@
 
 mod catalog;
 mod error;
+mod files;
 #[cfg(test)]
 mod fixture;
 mod functions;
@@ -13,6 +14,7 @@ mod rows;
 mod session;
 
 pub use error::QueryError;
+pub use files::NamedFile;
 pub use functions::cosine_similarity;
 pub use job_tables::JobTables;
 pub use objects::{Object, objects, read_parquet};

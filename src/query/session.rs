@@ -19,6 +19,7 @@ use serde::{Deserialize, Serialize};
 
 use super::catalog::{Jobs, LATEST, NO_DEFAULT, REJECTIONS, RESULTS, schema_name};
 use super::error::QueryError;
+use super::files::{self, NamedFile};
 use super::functions;
 use super::job_tables::JobTables;
 
@@ -50,7 +51,7 @@ pub struct TableName {
 /// A session over the tables of jobs.
 ///
 /// Each job is a schema, named like the job with underscores for hyphens (the name in double quotes works as well),
-/// with the tables `results` and `rejections` and the view `latest`.
+/// with the tables `results` and `rejections` and the view `latest`. Files that the caller names are in the schema `files`.
 pub struct QuerySession {
     context: SessionContext,
     jobs: Arc<Jobs>,
@@ -102,6 +103,16 @@ impl QuerySession {
         context.register_catalog(CATALOG, Arc::clone(&jobs) as _);
         context.register_udf(functions::cosine_similarity());
         Ok(Self { context, jobs })
+    }
+
+    /// Lets statements read a file as well, as `files.NAME`.
+    ///
+    /// # Errors
+    /// [`QueryError::File`] when it is not there, or is no Parquet, CSV or JSON lines; a name that is taken.
+    pub async fn read_also(&self, file: &NamedFile) -> Result<(), QueryError> {
+        let table = files::open(&self.context, file).await?;
+        self.jobs.files().register_table(file.name.clone(), table)?;
+        Ok(())
     }
 
     /// Starts one statement; the answer streams while it is read.
@@ -338,6 +349,54 @@ mod tests {
         assert!(matches!(direct, QueryError::Statement { .. }), "{direct:?}");
         for sql in ["EXPLAIN SELECT * FROM latest", "DESCRIBE latest", "SHOW COLUMNS FROM results", "SHOW TABLES"] {
             assert!(answer(&session, sql).await.unwrap().lines().count() > 1, "{sql}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_file_is_read_only_when_it_was_named() {
+        let base = tempfile::tempdir().unwrap();
+        append_results(base.path(), "demo", &[("a", 0, None, false), ("b", 1, None, false)]).await;
+        let file = |name: &str, text: &str| {
+            let path = base.path().join(name);
+            std::fs::write(&path, text).unwrap();
+            path
+        };
+        let labels = file("labels [1].jsonl", "{\"id\": \"a\", \"truth\": \"mug\"}\n");
+        let prices = file("prices.csv", "id,price\na,3.5\nb,4\n");
+        let session = open(base.path(), &["demo"], None).await.unwrap();
+        let sql = "SELECT truth, price FROM latest JOIN files.labels l ON asset_id = l.id JOIN files.prices p ON asset_id = p.id";
+        assert!(answer(&session, sql).await.is_err());
+        for (name, path) in [("labels", &labels), ("prices", &prices)] {
+            session.read_also(&NamedFile { name: name.to_owned(), path: path.clone() }).await.unwrap();
+        }
+        assert_eq!(answer(&session, sql).await.unwrap(), "truth,price\nmug,3.5\n");
+        let shown = answer(&session, "SHOW TABLES").await.unwrap();
+        assert!(shown.contains("files,labels"), "{shown}");
+        for sql in ["INSERT INTO files.prices VALUES ('c', 1)", "DROP TABLE files.prices"] {
+            assert!(matches!(answer(&session, sql).await, Err(QueryError::Refused { .. })), "{sql}");
+        }
+        let twice = session.read_also(&NamedFile { name: "labels".to_owned(), path: labels }).await.unwrap_err();
+        assert!(twice.to_string().contains("labels"), "{twice}");
+        for (path, part) in [
+            (base.path().join("gone.csv"), "No such file"),
+            (base.path().to_owned(), "no file"),
+            (file("notes.txt", "x"), "must end in"),
+            (file("broken.parquet", "PAR"), "cannot be read as a table"),
+            (file("broken.jsonl", "{\"a\": "), "cannot be read as a table"),
+            (file("empty.jsonl", ""), "no columns"),
+        ] {
+            let error = session.read_also(&NamedFile { name: "x".to_owned(), path: path.clone() }).await.unwrap_err();
+            let text = error.to_string();
+            assert!(text.contains(part) && text.contains(path.to_str().unwrap()), "{text}");
+        }
+    }
+
+    #[test]
+    fn a_named_file_has_a_plain_name_and_a_path() {
+        let file: NamedFile = "labels=some=where.csv".parse().unwrap();
+        assert_eq!((file.name.as_str(), file.path.to_str().unwrap()), ("labels", "some=where.csv"));
+        for wrong in ["labels.csv", "=x.csv", "a-b=x.csv", "A=x.csv", "1a=x.csv", "a="] {
+            assert!(wrong.parse::<NamedFile>().is_err(), "{wrong}");
         }
     }
 
