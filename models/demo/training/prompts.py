@@ -206,9 +206,9 @@ def item(asked, message, truth, shown, draw, plain=False):
                     message[name] = message[name].replace(brand, other)
             brand = other
         chance = draw.random()
-        if chance < 0.05:
+        if chance < 0.25:
             picture = None
-        elif chance < 0.08 and asked.kind == "product":
+        elif chance < 0.28 and asked.kind == "product":
             message["title"], message["description"], brand, material = "", "", None, None
             truth = truth | {"condition": "new"}
         if draw.random() < 0.5:

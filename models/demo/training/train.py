@@ -10,7 +10,8 @@
 `words` trains the tokenizer. `check` compares the forward pass used here with the class's own. `sight` trains the vision
 tower alone, towards a code book of categories, colours and patterns. `text` trains the decoder alone, with the code book in
 the place of pictures. Both can run side by side. `joint` trains everything on real pictures; `--start` goes on from a
-checkpoint. The learning rate follows the clock, so a run is repeated in kind, not bit by bit.
+checkpoint. `--minutes` are those of one
+process on the processor; the learning rate follows them, so a run is repeated in kind, not bit by bit.
 """
 
 import argparse
@@ -148,14 +149,20 @@ def pictures_of(world, indices, draw):
 
 
 class Schedule:
-    """Learning rate by the clock: a short rise, then a cosine down to 2 %."""
+    """Learning rate by the processor's time: a short rise, then a cosine down to 2 %."""
 
     def __init__(self, minutes):
-        self.start, self.minutes = time.time(), minutes
+        self.start, self.minutes, self.share = time.process_time(), minutes, 0.0
 
-    @property
-    def share(self):
-        return min(1.0, (time.time() - self.start) / 60 / self.minutes)
+    def spent(self):
+        return (time.process_time() - self.start) / 60
+
+    def move(self, processes):
+        """Sets the share that is done, the same in all processes."""
+        share = torch.tensor(min(1.0, self.spent() / self.minutes))
+        if processes > 1:
+            dist.broadcast(share, 0)
+        self.share = share.item()
 
     def rate(self, step):
         return min(1.0, (step + 1) / 60) * (0.02 + 0.98 * 0.5 * (1 + math.cos(math.pi * self.share)))
@@ -213,7 +220,7 @@ class Run:
             self.sums[name] = (total + float(value), count + 1)
         if time.time() - self.said > 20 and self.args.rank == 0:
             line = {
-                "minutes": round((time.time() - self.schedule.start) / 60, 2),
+                "minutes": round(self.schedule.spent(), 2),
                 "step": self.step,
                 "items": self.items,
             }
@@ -222,7 +229,8 @@ class Run:
                 log.write(json.dumps(line) + "\n")
             self.sums, self.said = {}, time.time()
 
-    def is_done(self):
+    def is_done(self, processes=1):
+        self.schedule.move(processes)
         return self.schedule.share >= 1.0
 
     def keep(self, model, force=False):
@@ -274,9 +282,11 @@ def sight(args):
     world, draw = World(args.catalogue, True), random.Random(2)
     tokenizer, _ = load_words(args)
     model = network.build(tokenizer.get_vocab(), seed=1)
+    if args.start:
+        model.load_state_dict(torch.load(args.start)["model"])
     cells = torch.nn.Linear(network.SIGHT, 16)
     seen = [*model.vision_model.parameters(), *model.multi_modal_projector.parameters()]
-    run = Run(args, [{"params": [*seen, *cells.parameters()], "lr": 1.5e-3}])
+    run = Run(args, [{"params": [*seen, *cells.parameters()], "lr": args.sight_rate}])
     while not run.is_done():
         indices = sorted(draw.sample(range(len(world.data)), 64))
         tiles, masks = pictures_of(world, indices, draw)
@@ -334,23 +344,16 @@ def joint(args):
     torch.manual_seed(args.rank)
     tokenizer, speller = load_words(args)
     model = network.build(tokenizer.get_vocab(), seed=1)
-    if args.start:
-        model.load_state_dict(torch.load(args.start)["model"])
-    else:
-        state = torch.load(args.work / "text.pt")["model"]
-        seen = torch.load(args.work / "sight.pt")["model"]
+    state = torch.load(args.start or args.work / "text.pt")["model"]
+    if args.sight or not args.start:
+        seen = torch.load(args.sight or args.work / "sight.pt")["model"]
         state |= {name: weight for name, weight in seen.items() if "language_model" not in name}
-        model.load_state_dict(state)
+    model.load_state_dict(state)
     eyes = [*model.vision_model.parameters(), *model.multi_modal_projector.parameters()]
     run = Run(args, [*decoder_groups(model, args.rate, 0.6), {"params": eyes, "lr": args.rate * 0.35}])
     embed, supply = model.language_model.model.embed_tokens, batches(world, speller, draw)
     nothing = torch.zeros(0, network.WIDTH)
-    while True:
-        done = torch.tensor(float(run.is_done()))
-        if args.processes > 1:
-            dist.broadcast(done, 0)
-        if done:
-            break
+    while not run.is_done(args.processes):
         if run.step % 8 == 7:
             ids, keep, wanted, weights = copies(VOCABULARY, draw)
             loss, _, balance = answer_loss(model, nothing, embed(ids), keep, wanted, weights)
@@ -419,7 +422,9 @@ def main():
     parser.add_argument("--threads", type=int, default=1)
     parser.add_argument("--processes", type=int, default=1)
     parser.add_argument("--rate", type=float, default=1.0e-3, help="learning rate of the decoder in the joint stage")
+    parser.add_argument("--sight-rate", type=float, default=1.5e-3, help="learning rate of the sight stage")
     parser.add_argument("--start", type=Path, help="checkpoint to go on from")
+    parser.add_argument("--sight", type=Path, help="checkpoint whose vision tower the joint stage takes, with --start")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work = args.work.resolve()
