@@ -14,6 +14,7 @@ pub mod dlq;
 pub mod domain;
 pub mod engine;
 pub mod eval;
+pub mod heap;
 pub mod inspect;
 pub mod job;
 pub mod kv;

@@ -3,5 +3,6 @@
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
+    assay::heap::share();
     assay::cli::main()
 }

@@ -24,6 +24,7 @@ const ROOMS: &[Room] = &[
     room("metrics",       1, Rooms::Only(&[]),                                                        Crates::Any),
     room("traces",        1, Rooms::Only(&[]),                                                        Crates::Any),
     room("retry",         1, Rooms::Only(&[]),                                                        Crates::Any),
+    room("heap",          1, Rooms::Only(&[]),                                                        Crates::Any),
 
     room("source",        2, Rooms::Only(&["domain", "metrics", "retry"]),                            Crates::Any),
     room("media",         2, Rooms::Only(&["domain", "metrics", "retry"]),                            Crates::Any),

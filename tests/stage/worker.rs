@@ -2,7 +2,7 @@
 
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
-use std::sync::Arc;
+use std::sync::{Arc, Once};
 use std::time::Duration;
 
 use assay::engine::Inference;
@@ -166,9 +166,19 @@ pub async fn until(what: &str, mut holds: impl FnMut() -> bool) {
     tokio::time::timeout(Duration::from_secs(180), waiting).await.unwrap_or_else(|_| panic!("waited in vain: {what}"));
 }
 
-/// The binary under test.
+/// The binary under test; it does not outlive the tests, even when they are killed.
 pub fn assay() -> Command {
+    static LEASH: Once = Once::new();
+    let owner = std::process::id().to_string();
+    LEASH.call_once(|| {
+        let script = concat!(env!("CARGO_MANIFEST_DIR"), "/tests/services/leash.sh");
+        let mut leash = Command::new("setsid");
+        leash.args([script, &owner]).stdin(Stdio::null()).stdout(Stdio::null()).stderr(Stdio::null());
+        // Without it, nothing but a killed run is worse.
+        let _ = leash.spawn();
+    });
     let mut command = Command::new(env!("CARGO_BIN_EXE_assay"));
+    command.env("ASSAY_TEST_OWNER", owner);
     command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(Stdio::piped());
     command
 }
