@@ -15,6 +15,7 @@ mod evaluation;
 mod group;
 mod hostile;
 mod line;
+mod scaling;
 mod security;
 mod services;
 mod shipped_model;

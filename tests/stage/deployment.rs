@@ -44,8 +44,18 @@ impl Deployment {
 
     /// Starts a worker whose log has this name.
     pub fn worker(&self, name: &str, flags: &[&str]) -> Worker {
+        self.start(name, self.verb(&[&["run", "--job", JOB], flags].concat()))
+    }
+
+    /// Starts a worker with these settings in its environment.
+    pub fn worker_with(&self, name: &str, environment: &[(&str, &str)]) -> Worker {
+        let mut command = self.verb(&["run", "--job", JOB]);
+        command.envs(environment.iter().copied());
+        self.start(name, command)
+    }
+
+    fn start(&self, name: &str, mut command: Command) -> Worker {
         let log = self.run.path().join(format!("{name}.log"));
-        let mut command = self.verb(&[&["run", "--job", JOB], flags].concat());
         let file = OpenOptions::new().create(true).append(true).open(&log).expect("a log");
         command.stdout(file.try_clone().expect("a log")).stderr(file);
         Worker { process: Leash(command.spawn().expect("the binary starts")), log }
