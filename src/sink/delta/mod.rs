@@ -1,6 +1,7 @@
 //! Tables as Delta logs on any object store, each commit a compare-and-set on the offsets it contains.
 
 mod commit;
+mod guard;
 mod head;
 mod log;
 mod resume;

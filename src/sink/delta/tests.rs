@@ -22,7 +22,9 @@ use object_store::{
 };
 use url::Url;
 
+use super::guard::Guard;
 use super::store::open_store;
+use super::upkeep::compact;
 use super::{DeltaSink, upkeep};
 use crate::domain::{Blame, Column, ColumnType, Row, TableSchema, TopicPartition, Value};
 use crate::metrics::Metrics;
@@ -449,6 +451,31 @@ async fn upkeep_beside_commits_keeps_rows_and_offsets() {
     assert_eq!(resume_one(&fresh, 0).await.committed, Some(30));
     assert_eq!(resume_one(&fresh, 7).await.committed, Some(0));
     assert_eq!(resume_one(&idle, 0).await.committed, Some(30));
+}
+
+#[tokio::test]
+async fn of_two_compactions_of_the_same_files_one_gives_way_and_no_row_is_doubled() {
+    let folder = tempfile::tempdir().unwrap();
+    let options = options(&folder);
+    let writer = sink(&options);
+    writer.open().await.unwrap();
+    for to in 0..12 {
+        writer.commit(&batch(0, (to > 0).then(|| to - 1), to)).await.unwrap();
+    }
+    let open = async || {
+        let guard = Guard::new(open_store(&options.url, "job", "results", &options.options).unwrap());
+        let mut table = DeltaTable::new(guard.clone());
+        table.load().await.unwrap();
+        (table, guard)
+    };
+    let (first, second) = (open().await, open().await);
+    let (_, merged) = compact(first.0, &first.1, "first", &options.upkeep).await.unwrap();
+    assert_eq!((merged.files_merged, merged.files_written), (12, 1));
+    writer.commit(&batch(0, Some(11), 12)).await.unwrap();
+    // It has planned to merge what is merged already; it looks again, and finds the one file and the new one.
+    let (_, merged) = compact(second.0, &second.1, "second", &options.upkeep).await.unwrap();
+    assert_eq!((merged.files_merged, merged.files_written), (2, 1));
+    assert_eq!(offsets(&options, "results").await, expected(0, 0..=12));
 }
 
 #[tokio::test]

@@ -13,6 +13,7 @@ use deltalake::{DeltaTable, DeltaTableError, checkpoints};
 use parquet::basic::{Compression, ZstdLevel};
 use parquet::file::properties::WriterProperties;
 
+use super::guard::Guard;
 use super::store::{open_store, sink_error};
 use crate::retry::{self, Backoff};
 use crate::sink::api::SinkError;
@@ -58,12 +59,13 @@ async fn tidy(options: &Options, job: &str, table: &str) -> Result<TableUpkeep, 
     let store = open_store(&options.url, job, table, &options.options)?;
     let name = store.root_url().to_string();
     let failed = |error: DeltaTableError| sink_error(&name, error);
-    let mut table = DeltaTable::new(store);
+    let guard = Guard::new(store);
+    let mut table = DeltaTable::new(guard.clone());
     if !table.verify_deltatable_existence().await.map_err(failed)? {
         return Ok(TableUpkeep::default());
     }
     table.load().await.map_err(failed)?;
-    let (table, mut done) = compact(table, &name, &options.upkeep).await?;
+    let (table, mut done) = compact(table, &guard, &name, &options.upkeep).await?;
     let (mut table, removed) = vacuum(table, &name, &options.upkeep).await?;
     done.files_removed = removed;
     table.update_state().await.map_err(failed)?;
@@ -74,8 +76,10 @@ async fn tidy(options: &Options, job: &str, table: &str) -> Result<TableUpkeep, 
     Ok(done)
 }
 
-async fn compact(
+/// `guard` is the table's log store.
+pub(super) async fn compact(
     mut table: DeltaTable,
+    guard: &Guard,
     name: &str,
     options: &UpkeepOptions,
 ) -> Result<(DeltaTable, TableUpkeep), SinkError> {
@@ -86,6 +90,7 @@ async fn compact(
     let mut backoff = Backoff::new(retry::Options::default());
     loop {
         let properties = WriterProperties::builder().set_compression(Compression::ZSTD(ZstdLevel::default())).build();
+        guard.plan_at(table.version().unwrap_or_default());
         let attempt = table.clone().optimize().with_target_size(target).with_writer_properties(properties);
         match attempt.with_commit_properties(commit_only()).await {
             Ok((table, metrics)) => {
@@ -97,7 +102,7 @@ async fn compact(
                 return Ok((table, done));
             }
             Err(error) if is_conflict(&error) && backoff.attempts() < COMPACTION_ATTEMPTS => {
-                tracing::debug!(table = name, %error, "compaction lost against another commit, trying again");
+                tracing::info!(table = name, %error, "compaction lost against another commit, trying again");
                 backoff.wait(None).await;
                 table.update_state().await.map_err(|error| sink_error(name, error))?;
             }
