@@ -17,7 +17,7 @@ use crate::job::{EmbeddingInput, JobCatalog, JobSpec, rejections_schema, results
 use crate::media::{MediaStore, RemoteMedia};
 use crate::metrics::Metrics;
 use crate::model;
-use crate::pipeline::{self, Mode, Parts, Progress, Snapshot};
+use crate::pipeline::{self, Mode, Parts, PipelineError, Progress, Snapshot};
 use crate::progress_line::ProgressLine;
 use crate::retry::Backoff;
 use crate::server::{self, Health};
@@ -62,7 +62,10 @@ pub async fn run(config: &Config, run: Run, shutdown: CancellationToken) -> Resu
     for job in jobs {
         let inference: Arc<dyn Inference> = engine.clone();
         let building = shutdown.run_until_cancelled(build(config, job, &media, &inference, &metrics));
-        let parts = building.await.context("stopped before the tables could be opened")??;
+        let parts = building
+            .await
+            .ok_or(PipelineError::StoppedEarly)
+            .context("stopped before the tables could be opened")??;
         all_parts.push(Parts { tracer: tracer.clone(), ..parts });
     }
     drop(tracer);
