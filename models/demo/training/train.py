@@ -364,14 +364,19 @@ def joint(args):
         prefix, batch = next(supply)
         ids, keep, wanted, weights = padded(batch, speller.id("<|finetune_right_pad|>"))
         shown = [item.picture for item, *_ in batch if item.picture is not None]
-        tiles, _ = pictures_of(world, shown, draw)
-        with torch.autocast("cpu", dtype=torch.bfloat16):
-            features, _ = network.see(model, tiles)
-        seen, right = sight_loss(world, features, world.codes[shown])
-        own = embed(ids).masked_scatter((ids == speller.patch)[..., None], features.reshape(-1))
+        own, figures = embed(ids), {}
+        # Without any picture the tower has no part; gradients of zero keep the processes in step.
+        seen = 0 * sum(p.sum() for p in eyes)
+        if shown:
+            tiles, _ = pictures_of(world, shown, draw)
+            with torch.autocast("cpu", dtype=torch.bfloat16):
+                features, _ = network.see(model, tiles)
+            seen, right = sight_loss(world, features, world.codes[shown])
+            own = own.masked_scatter((ids == speller.patch)[..., None], features.reshape(-1))
+            figures = dict(zip(("leaf", "colour", "pattern"), right))
         loss, nats, balance = answer_loss(model, embed(torch.tensor(prefix)), own, keep, wanted, weights)
         run.update(loss + 0.3 * seen + 0.01 * balance, args.processes)
-        run.note(len(batch), leaf=right[0], colour=right[1], pattern=right[2], **{f"{batch[0][0].kind}s": nats})
+        run.note(len(batch), **figures, **{f"{batch[0][0].kind}s": nats})
         run.keep(model)
     run.keep(model, force=True)
 
