@@ -3,6 +3,7 @@
 //! This room knows nothing of Kafka, tables or models; it writes files. The same seed gives the same catalogue, and an
 //! asset does not depend on how many others there are.
 
+mod deployment;
 mod faults;
 mod files;
 mod gallery;
