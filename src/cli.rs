@@ -131,12 +131,16 @@ struct DemoArgs {
     /// Where everything of the run goes; must be new or empty.
     #[arg(long, value_name = "DIR", default_value = "assay-demo")]
     dir: PathBuf,
-    /// How many products and ads to draw.
-    #[arg(long, default_value_t = 400)]
-    assets: usize,
+    /// How many products and ads to draw, 400 without it; of a cold-start study how many products, 2000 without it.
+    #[arg(long, value_name = "N")]
+    assets: Option<usize>,
     /// The same seed draws the same catalogue.
     #[arg(long, default_value_t = 1)]
     seed: u64,
+    /// Compare how well products that nobody has clicked on are found for users: by the embedding of the generator, by
+    /// separate encoders, by CLIP, by popularity.
+    #[arg(long, conflicts_with_all = ["catalogue", "split", "masks"])]
+    cold_start: bool,
     /// Only write a generated catalogue of this many assets, to train and judge models with: messages, pictures, labels,
     /// interactions.
     #[arg(long, value_name = "N", conflicts_with = "assets")]
@@ -301,8 +305,12 @@ async fn dispatch(cli: Cli, forced: CancellationToken) -> Result<()> {
             let options = demo::MarketOptions { dir, items, seed, split, masks };
             blocking(move || demo::write_market(&options)).await
         }
-        Verb::Demo(args) => {
-            let options = demo::DemoOptions { dir: args.dir, assets: args.assets, seed: args.seed };
+        Verb::Demo(DemoArgs { dir, assets, seed, cold_start: true, .. }) => {
+            let options = demo::ColdStartOptions { dir, products: assets.unwrap_or(2_000), seed };
+            demo::cold_start(options, on_signal(forced)).await
+        }
+        Verb::Demo(DemoArgs { dir, assets, seed, .. }) => {
+            let options = demo::DemoOptions { dir, assets: assets.unwrap_or(400), seed };
             demo::run(options, on_signal(forced)).await
         }
         Verb::Check => check_command(path),

@@ -112,6 +112,46 @@ fn the_demo_leaves_a_folder_that_every_other_verb_can_use() {
 }
 
 #[test]
+fn the_cold_start_study_tells_how_well_each_system_finds_what_nobody_has_clicked_on() {
+    let folder = tempfile::tempdir().unwrap();
+    let dir = folder.path().join("study");
+    let flags = ["demo", "--cold-start", "--assets", "160", "--seed", "2", "--dir", dir.to_str().unwrap()];
+    let told = succeeded(run(&flags));
+    let report: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("cold-start.json")).unwrap()).unwrap();
+    assert_eq!(report["products"]["warm"].as_u64().unwrap() + report["products"]["cold"].as_u64().unwrap(), 160);
+
+    let systems = report["systems"].as_array().unwrap();
+    let figure = |name: &str, path: &str| {
+        let found = systems.iter().find(|system| system["system"].as_str().unwrap().starts_with(name));
+        found.and_then(|system| system.pointer(path)).and_then(Value::as_f64).unwrap_or_else(|| panic!("{name} {path}"))
+    };
+    for name in ["unified", "separate", "CLIP", "popularity", "chance"] {
+        assert!(told.contains(&format!("| {name}")), "{name}: {told}");
+        for candidates in ["among_all_cold", "among_shown"] {
+            for metric in ["recall@10", "ndcg@10"] {
+                let mean = figure(name, &format!("/{candidates}/{metric}/mean"));
+                assert!((0.0..=1.0).contains(&mean), "{name}, {candidates}, {metric}: {mean}");
+                assert!(told.contains(&format!("{mean:.3} ± ")), "{name}, {candidates}, {metric}: {mean}");
+            }
+        }
+    }
+    let (unified, chance) =
+        (figure("unified", "/among_all_cold/ndcg@10/mean"), figure("chance", "/among_all_cold/ndcg@10/mean"));
+    assert!(unified > chance, "{unified} is not above chance, {chance}");
+
+    // It leaves an ordinary deployment with both jobs.
+    let config = dir.join("config.toml");
+    let told = succeeded(run(&["check", "--config", config.to_str().unwrap()]));
+    assert!(told.contains("cold-start-encoders, product-annotation"), "{told}");
+    assert!(dir.join("interactions/held_out.jsonl").exists());
+
+    for wrong in [&["--catalogue", "5"][..], &["--split", "test"], &["--masks"]] {
+        let refused = failed(run(&[&flags[..], wrong].concat()), 2);
+        assert!(refused.contains("--cold-start") && refused.contains(wrong[0]), "{refused}");
+    }
+}
+
+#[test]
 fn a_catalogue_can_be_had_by_itself_and_its_folder_must_be_empty() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("catalogue");

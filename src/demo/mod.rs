@@ -3,6 +3,8 @@
 //! This room knows nothing of Kafka, tables or models; it writes files. The same seed gives the same catalogue, and an
 //! asset does not depend on how many others there are.
 
+mod cold_start;
+mod deployment;
 mod faults;
 mod files;
 mod gallery;
@@ -13,6 +15,7 @@ mod silhouette;
 mod taxonomy;
 mod write_market;
 
+pub use cold_start::{ColdStartOptions, cold_start};
 pub use market::{
     Extras, Interaction, Market, MarketFiles, MarketItem, MarketTruth, Photo, Seed, SeedTooLarge, Shop, Split, Study,
     Taste, Test, Training, Validation,

@@ -45,7 +45,7 @@ pub fn write_market(options: &MarketOptions) -> Result<()> {
 
 fn write<S: Split>(options: &MarketOptions) -> Result<()> {
     let started = Instant::now();
-    let dir = super::run::make_empty(&options.dir)?;
+    let dir = super::deployment::make_empty(&options.dir)?;
     let market = Market::<S>::generate(Seed::new(options.seed)?, options.items);
     let written = market
         .write(&dir, Extras { masks: options.masks, faults: false })

@@ -104,7 +104,7 @@ mod tests {
         let catalog = JobCatalog::load(&Path::new(env!("CARGO_MANIFEST_DIR")).join("jobs")).unwrap();
         let names: Vec<_> = catalog.jobs().map(|job| job.name.as_str()).collect();
         let annotating = ["ad-annotation", "ad-copy", "catalogue-mlperf", "product-annotation"];
-        let mut all = [&annotating[..], &["ad-embedding", "product-embedding"]].concat();
+        let mut all = [&annotating[..], &["ad-embedding", "cold-start-encoders", "product-embedding"]].concat();
         all.sort_unstable();
         assert_eq!(names, all);
         assert_eq!(catalog.get("ad-embedding").unwrap().group, "assay-ad-embedding");

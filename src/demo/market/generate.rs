@@ -56,6 +56,12 @@ impl<S: Split> Market<S> {
         Self { items: (0..items).map(|number| item(seed, number)).collect(), seed }
     }
 
+    /// The first `products` products of a seed, without the advertisements between them.
+    pub fn products(seed: Seed<S>, products: usize) -> Self {
+        let is_product = |item: &MarketItem| item.truth.kind == AssetKind::Product;
+        Self { items: (0..).map(|number| item(seed, number)).filter(is_product).take(products).collect(), seed }
+    }
+
     /// The truths, in the order of the items.
     pub fn truths(&self) -> impl Iterator<Item = &MarketTruth> {
         self.items.iter().map(|item| &item.truth)

@@ -48,6 +48,21 @@ pub struct Study {
 /// Items shown to each user, before and in what is held out.
 const SHOWN: usize = 30;
 
+impl Taste {
+    /// The log odds of a click.
+    pub(in super::super) fn affinity(&self, truth: &MarketTruth) -> f64 {
+        let has = |liked: &[String], value: &str| f64::from(u8::from(liked.iter().any(|liked| liked == value)));
+        let in_branch = self.categories.iter().any(|liked| branch(liked) == branch(&truth.category));
+        let condition = self.condition.as_ref().map_or(0.0, |liked| if *liked == truth.condition { 0.6 } else { -1.0 });
+        2.0 * has(&self.categories, &truth.category)
+            + 0.8 * f64::from(u8::from(in_branch))
+            + 1.6 * has(&self.colours, &truth.colour)
+            + 0.9 * has(&self.patterns, &truth.pattern)
+            + condition
+            - 3.2
+    }
+}
+
 impl Study {
     /// One user for every eight products, at least eight.
     pub(super) fn draw<S: Split>(seed: Seed<S>, items: &[MarketItem]) -> Self {
@@ -107,20 +122,7 @@ fn shown(taste: &Taste, items: &[&MarketItem], random: &mut ChaCha8Rng) -> Vec<I
 }
 
 fn interaction(taste: &Taste, item: &MarketItem, random: &mut ChaCha8Rng) -> Interaction {
-    let chance = 1.0 / (1.0 + (-affinity(taste, &item.truth)).exp());
+    let chance = 1.0 / (1.0 + (-taste.affinity(&item.truth)).exp());
     let time = item.event_time + random.random_range(60..600_000);
     Interaction { user: taste.user.clone(), asset_id: item.id.clone(), clicked: random.random_bool(chance), time }
-}
-
-/// The log odds of a click.
-fn affinity(taste: &Taste, truth: &MarketTruth) -> f64 {
-    let has = |liked: &[String], value: &str| f64::from(u8::from(liked.iter().any(|liked| liked == value)));
-    let in_branch = taste.categories.iter().any(|liked| branch(liked) == branch(&truth.category));
-    let condition = taste.condition.as_ref().map_or(0.0, |liked| if *liked == truth.condition { 0.6 } else { -1.0 });
-    2.0 * has(&taste.categories, &truth.category)
-        + 0.8 * f64::from(u8::from(in_branch))
-        + 1.6 * has(&taste.colours, &truth.colour)
-        + 0.9 * has(&taste.patterns, &truth.pattern)
-        + condition
-        - 3.2
 }

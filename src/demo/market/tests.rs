@@ -71,6 +71,14 @@ fn a_smaller_catalogue_is_the_beginning_of_a_larger_one() {
 }
 
 #[test]
+fn products_alone_are_those_of_the_whole_catalogue() {
+    let products = Market::<Test>::products(Seed::new(7).unwrap(), 20);
+    let whole = market::<Test>(7, 40).items;
+    let expected: Vec<_> = whole.into_iter().filter(|item| item.truth.kind == AssetKind::Product).take(20).collect();
+    assert_eq!(products.items, expected);
+}
+
+#[test]
 fn splits_share_no_brand_and_each_says_its_name() {
     fn brands<S: Split>() -> BTreeSet<String> {
         market::<S>(1, 1500).truths().filter_map(|truth| truth.brand.clone()).collect()
