@@ -24,7 +24,7 @@ pub enum Step {
     Weather { kind: Weather, share: f64, length: Duration },
     /// A broker ends, by SIGKILL or in order, and comes back.
     Broker { number: usize, kill: bool, length: Duration },
-    /// `assay upkeep` beside the commits.
+    /// `assay upkeep` beside the commits, twice at once.
     Upkeep,
 }
 

@@ -192,13 +192,16 @@ impl Scene {
             }
             Step::Upkeep => {
                 fleet.count("upkeeps");
-                let config = self.run.path().join("config.toml");
-                self.upkeeps.spawn(async move {
-                    let mut upkeep = tokio::process::Command::from(assay());
-                    upkeep.args(["upkeep", "--config"]).arg(config).kill_on_drop(true);
-                    // In bad weather it may fail; the next one tries again.
-                    let _ = upkeep.output().await;
-                });
+                // Two at once: a slow one may still run when the next one is due.
+                for _ in 0..2 {
+                    let config = self.run.path().join("config.toml");
+                    self.upkeeps.spawn(async move {
+                        let mut upkeep = tokio::process::Command::from(assay());
+                        upkeep.args(["upkeep", "--config"]).arg(config).kill_on_drop(true);
+                        // In bad weather it may fail; the next one tries again.
+                        let _ = upkeep.output().await;
+                    });
+                }
             }
             Step::Clock { .. } | Step::Broker { .. } => {}
         }
