@@ -184,20 +184,39 @@ async fn started(deployment: &Deployment, name: &str, member: &str) -> Worker {
     worker
 }
 
+/// How the members of a group share the partitions.
+struct Protocol {
+    name: &'static str,
+    topic: &'static str,
+    properties: &'static [(&'static str, &'static str)],
+    /// Whether a member keeps its name, and with it its partitions, over a restart.
+    is_static: bool,
+}
+
 /// Three workers, restarted one after the other as a Deployment or a StatefulSet would do it; beside it a fourth one that joins.
 #[tokio::test(flavor = "multi_thread")]
 #[ignore = "a measurement: cargo test --locked --test main -- --ignored --nocapture rolling_restart"]
 async fn a_rolling_restart_pauses_no_partition_for_longer_than_a_rebalance() {
     let Some(kafka) = Kafka::shared() else { return };
-    let timeouts = [("session.timeout.ms", "10000"), ("heartbeat.interval.ms", "1000")];
-    let cases: [(&str, &'static str, Vec<(&str, &str)>, bool); 3] = [
-        ("classic, cooperative-sticky", "rolled-classic", timeouts.to_vec(), false),
-        ("the same with static members", "rolled-static", timeouts.to_vec(), true),
-        ("broker-side (KIP-848)", "rolled-broker-side", vec![("group.protocol", "consumer")], false),
+    let timeouts: &[(&str, &str)] = &[("session.timeout.ms", "10000"), ("heartbeat.interval.ms", "1000")];
+    let protocols = [
+        Protocol {
+            name: "classic, cooperative-sticky",
+            topic: "rolled-classic",
+            properties: timeouts,
+            is_static: false,
+        },
+        Protocol { name: "the same, static members", topic: "rolled-static", properties: timeouts, is_static: true },
+        Protocol {
+            name: "broker-side (KIP-848)",
+            topic: "rolled-broker-side",
+            properties: &[("group.protocol", "consumer")],
+            is_static: false,
+        },
     ];
-    for (name, topic, properties, is_static) in cases {
+    for Protocol { name, topic, properties, is_static } in protocols {
         let mut stream = Stream::new(kafka, topic, 6).await;
-        let deployment = stream.deployment(&properties);
+        let deployment = stream.deployment(properties);
         let member = |number: usize| if is_static { format!("worker-{number}") } else { String::new() };
         stream.send(60).await;
         let mut workers = Vec::new();
