@@ -125,7 +125,7 @@ async fn a_member_that_stops_answering_is_replaced_under_both_protocols_and_fenc
         // What is held must not be given up meanwhile.
         Arc::make_mut(&mut zombie.job).limits.deadline = Duration::from_secs(600);
         let zombie = Member::start(zombie, Mode::Continuous);
-        until("the zombie has read all", || zombie.progress.snapshot().received == 200).await;
+        until("the zombie has read all", || zombie.progress.snapshot().received >= 200).await;
         // Another group reads the same partitions, as after a session that expired unnoticed.
         let other = format!("{topic}-successor");
         let options = kafka.options(properties);
@@ -134,8 +134,10 @@ async fn a_member_that_stops_answering_is_replaced_under_both_protocols_and_fenc
         assert_eq!(Member::start(successor, Mode::Once).ends().await, 200);
         held.held.store(false, Ordering::SeqCst);
         held.release.notify_waiters();
-        until("the zombie has its answers", || held.answered.load(Ordering::SeqCst) == 200).await;
-        assert_eq!(zombie.leave().await, 0, "the zombie has all answers and writes none");
+        // On a slow machine its session may really expire meanwhile; then it has been fenced already.
+        let is_fenced = || zombie.rebalances("assigned") > 1;
+        until("the zombie has its answers", || held.answered.load(Ordering::SeqCst) >= 200 || is_fenced()).await;
+        assert_eq!(zombie.leave().await, 0, "the zombie writes nothing");
         assert_eq!(places(&run.tables(), JOB).await, expected(topic, 200));
     }
 }
