@@ -115,10 +115,10 @@ fn the_demo_leaves_a_folder_that_every_other_verb_can_use() {
 fn the_cold_start_study_tells_how_well_each_system_finds_what_nobody_has_clicked_on() {
     let folder = tempfile::tempdir().unwrap();
     let dir = folder.path().join("study");
-    let flags = ["demo", "--cold-start", "--assets", "100", "--seed", "2", "--dir", dir.to_str().unwrap()];
+    let flags = ["demo", "--cold-start", "--assets", "64", "--seed", "2", "--dir", dir.to_str().unwrap()];
     let told = succeeded(run(&flags));
     let report: Value = serde_json::from_str(&std::fs::read_to_string(dir.join("cold-start.json")).unwrap()).unwrap();
-    assert_eq!(report["products"]["warm"].as_u64().unwrap() + report["products"]["cold"].as_u64().unwrap(), 100);
+    assert_eq!(report["products"]["warm"].as_u64().unwrap() + report["products"]["cold"].as_u64().unwrap(), 64);
 
     let systems = report["systems"].as_array().unwrap();
     let figure = |name: &str, path: &str| {
