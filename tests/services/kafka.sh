@@ -19,6 +19,7 @@ kafka.sh up DIR [--brokers 1|3] [--secure] [--set KEY=VALUE]... [--owner PID [--
                                                  start a cluster in the new folder DIR; it ends when PID does, and
                                                  with --temporary its folder goes, too
 kafka.sh topic DIR NAME PARTITIONS [REPLICATION] create a topic
+kafka.sh transactions DIR TOPIC COUNT FILE       send COUNT lines of FILE, drawn at random, without keys, in transactions
 kafka.sh lag DIR GROUP                           lines of: topic partition committed end lag
 kafka.sh kill-broker DIR N                       SIGKILL
 kafka.sh stop-broker DIR N                       orderly stop
@@ -425,6 +426,11 @@ topic() {
     --create --topic "$2" --partitions "$3" ${4:+--replication-factor "$4"}
 }
 
+transactions() { # DIR TOPIC COUNT FILE   a transaction every 100 ms; the last ends with its marker, too
+  tool org.apache.kafka.tools.ProducerPerformance --bootstrap-server "$(joined "$1" PLAINTEXT)" --topic "$2" \
+    --num-records "$3" --payload-file "$4" --throughput 20000 --transactional-id "$2" --transaction-duration-ms 100 >&2
+}
+
 lag() {
   local table
   table=$(tool org.apache.kafka.tools.consumer.group.ConsumerGroupCommand --bootstrap-server "$(joined "$1" PLAINTEXT)" \
@@ -445,6 +451,7 @@ main() {
   case $verb in
     up | down | watch) "$verb" "$dir" "$@" ;;
     topic) (($# >= 2)) || die "topic DIR NAME PARTITIONS [REPLICATION]"; topic "$dir" "$@" ;;
+    transactions) (($# == 3)) || die "transactions DIR TOPIC COUNT FILE"; transactions "$dir" "$@" ;;
     lag) (($# == 1)) || die "lag DIR GROUP"; lag "$dir" "$@" ;;
     kill-broker | stop-broker | start-broker)
       [[ -f $dir/broker-${1:-}/ports ]] || die "no broker '${1:-}' in $dir"
