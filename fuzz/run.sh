@@ -6,8 +6,9 @@ here=$(cd "$(dirname "${BASH_SOURCE[0]}")" && pwd)
 root=$(dirname "$here")
 seconds=${1:?how many seconds for each target?}
 shift
+all=(message job_file media_reference picture)
 targets=("$@")
-((${#targets[@]})) || targets=(message job_file media_reference picture)
+((${#targets[@]})) || targets=("${all[@]}")
 
 shared=${CARGO_TARGET_DIR:-$HOME/.cache/assay-target}
 export CARGO_TARGET_DIR=$shared/fuzz
@@ -22,10 +23,10 @@ fi
 RUSTC_WRAPPER=$here/rustc.sh cargo build --locked --manifest-path "$here/Cargo.toml"
 
 corpus=$CARGO_TARGET_DIR/corpus
-for target in message job_file media_reference picture; do mkdir -p "$corpus/$target" "$CARGO_TARGET_DIR/found/$target"; done
+for target in "${all[@]}"; do mkdir -p "$corpus/$target" "$CARGO_TARGET_DIR/found/$target"; done
 cp "$root"/jobs/*.toml "$corpus/job_file/"
 cp "$root"/tests/data/*.png "$corpus/picture/"
-printf '%s' '{"id":"a-1","title":"Mug","description":"Red","attributes":{"size":"0.3 l"},"candidate_categories":["Home > Mugs"],"media":[{"url":"s3://shop/pictures/a.jpg","role":"main"}],"locale":"en-GB","price":{"amount":"9.50","currency":"EUR"},"event_time":"2026-01-02T03:04:05Z"}' > "$corpus/message/product.json"
+printf '%s' '{"id":"a-1","title":"Mug","description":"Red","attributes":{"size":"0.3 l"},"candidate_categories":["Home > Mugs"],"media":[{"url":"s3://shop/pictures/a.jpg","role":"main"}],"locale":"en-GB","price":{"amount":9.5,"currency":"EUR"},"event_time":"2026-01-02T03:04:05Z"}' > "$corpus/message/product.json"
 printf '%s' '{"id":"b-1","headline":"Mugs","body":"Red. Now.","call_to_action":"Buy","landing_page":"<h1>Mugs</h1>","media":[{"url":"https://cdn.example.com/media/b.png"}],"event_time":"2026-01-02T03:04:05+02:00"}' > "$corpus/message/ad.json"
 number=0
 for reference in s3://shop/pictures/a.jpg https://cdn.example.com/media/a%2e.png file:///data/media/../a.png gs://a/b az://c/d; do
