@@ -98,7 +98,7 @@ func (d *day) live(t float64, lag *float64, workers *float64) {
 		reason := [][2]string{{"decode", "schema_violation"}, {"fetch", "media_not_found"}, {"fetch", "picture_undecodable"}}[i]
 		d.add(rate*share, "rejections_total", append(job, "stage", reason[0], "reason", reason[1])...)
 	}
-	d.set(math.Min(4096*count, *lag), "in_flight_assets", job...)
+	d.set(math.Floor(math.Min(4096*count, *lag)), "in_flight_assets", job...)
 	full := 0.0
 	if *lag > 20000 {
 		full = 1
@@ -152,6 +152,8 @@ func (d *day) live(t float64, lag *float64, workers *float64) {
 		d.add(each*0.7, "vision_cache_total", append(worker, "result", "miss")...)
 		d.add(each*32, "generated_tokens_total", append(worker, "kind", "sampled")...)
 		d.add(each*41, "generated_tokens_total", append(worker, "kind", "forced")...)
+		d.add(each*0.985, "finished_sequences_total", append(worker, "model", "qwen3-vl", "reason", "stop")...)
+		d.add(each*0.015, "finished_sequences_total", append(worker, "model", "qwen3-vl", "reason", "length")...)
 	}
 }
 
