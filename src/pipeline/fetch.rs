@@ -106,6 +106,7 @@ impl Fetcher {
         output: &mpsc::Sender<Tracked<FetchedAsset>>,
         slot: &Arc<OwnedSemaphorePermit>,
     ) {
+        let mut ready = Vec::with_capacity(CHUNK);
         for tracked in assets.into_iter().filter(|tracked| !tracked.is_cancelled()) {
             let work = tracked.work(Stage::Fetch);
             let limit = self.job.limits.media_bytes;
@@ -118,15 +119,16 @@ impl Fetcher {
                 }
                 media => {
                     drop(work);
-                    let fetched = tracked.and_then(|asset| match media {
+                    ready.extend(tracked.and_then(|asset| match media {
                         Ok(media) => Ok(FetchedAsset { asset, media }),
                         Err(error) => Err(rejection(&asset.id, &error, 1)),
-                    });
-                    if let Some(fetched) = fetched {
-                        let _ = output.blocking_send(fetched);
-                    }
+                    }));
                 }
             }
+        }
+        // Together, because each time a thread of the next stage is woken a core changes its thread.
+        for fetched in ready {
+            let _ = output.blocking_send(fetched);
         }
     }
 

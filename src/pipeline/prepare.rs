@@ -74,16 +74,18 @@ impl Preparer {
         output: &mpsc::Sender<Tracked<PreparedAsset>>,
     ) {
         let mut chunk = Vec::with_capacity(CHUNK);
+        let mut ready = Vec::with_capacity(CHUNK);
         loop {
             let received = input.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv_many(&mut chunk, CHUNK);
             if received == 0 {
                 return;
             }
-            for asset in chunk.drain(..).filter(|asset| !asset.is_cancelled()) {
-                if let Some(prepared) = self.prepare_tracked(asset) {
-                    // A closed channel means that the pipeline is ending; the asset reports itself as abandoned.
-                    let _ = output.blocking_send(prepared);
-                }
+            let assets = chunk.drain(..).filter(|asset| !asset.is_cancelled());
+            ready.extend(assets.filter_map(|asset| self.prepare_tracked(asset)));
+            // Together, because each time the next stage is woken a core changes its thread.
+            for prepared in ready.drain(..) {
+                // A closed channel means that the pipeline is ending; the asset reports itself as abandoned.
+                let _ = output.blocking_send(prepared);
             }
         }
     }
