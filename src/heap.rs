@@ -5,8 +5,8 @@
 /// Lets all threads allocate from one heap, unless `MALLOC_ARENA_MAX` says otherwise.
 ///
 /// By itself the GNU C library gives threads heaps of their own. What one thread frees is then of no use to another, and
-/// resident memory keeps growing with the number of assets although nothing is held: by a quarter from 10,000 to 100,000
-/// assets, against a twentieth with one heap (`assay bench pipeline`). Other C libraries are left as they are.
+/// resident memory keeps growing with the number of assets although nothing is held. One heap costs some speed, because
+/// threads wait for each other at it; README's benchmarks tell how much. Other C libraries are left as they are.
 pub fn share() {
     #[cfg(all(target_os = "linux", target_env = "gnu"))]
     if std::env::var_os("MALLOC_ARENA_MAX").is_none() {
