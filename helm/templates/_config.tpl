@@ -33,6 +33,9 @@
 {{- if $tls.certKey }}{{ $_ := set $kafka "ssl.certificate.location" (printf "/etc/assay/kafka/%s" $tls.certKey) }}{{ end -}}
 {{- if $tls.keyKey }}{{ $_ := set $kafka "ssl.key.location" (printf "/etc/assay/kafka/%s" $tls.keyKey) }}{{ end -}}
 {{- end -}}
+{{- if and (eq .Values.kafka.groupProtocol "consumer") (not (hasKey .Values.config.source.kafka.properties "group.protocol")) -}}
+{{- $_ := set $kafka "group.protocol" "consumer" -}}
+{{- end -}}
 {{- $derived := dict "jobs" "/etc/assay/jobs" "server" (dict "address" "0.0.0.0:9464") "source" (dict "kafka" (dict "properties" $kafka)) -}}
 {{- include "assay.toml" (dict "prefix" "" "value" (mergeOverwrite (deepCopy .Values.config) $derived)) -}}
 {{- end -}}
