@@ -1,15 +1,16 @@
 """Trains the small encoders that the cold-start study sets beside the demo model: a ResNet, a BERT and a CLIP.
 
-    python encoders.py resnet --catalogue DIR --work WORK --minutes 10 --out models/demo-resnet
-    python encoders.py bert   --catalogue DIR --work WORK --minutes 6  --out models/demo-bert
-    python encoders.py clip   --catalogue DIR --work WORK --minutes 16 --out models/demo-clip
+    python encoders.py resnet --catalogue DIR --work WORK --minutes 14 --out models/demo-resnet
+    python encoders.py bert   --catalogue DIR --work WORK --minutes 10 --out models/demo-bert
+    python encoders.py clip   --catalogue DIR --work WORK --minutes 24 --out models/demo-clip
     python encoders.py golden --out models/demo-clip --pictures tests/data
     python encoders.py judge  --catalogue TEST_CATALOGUE --models models
 
 All see the training catalogue of the demo model and no other. The ResNet learns category, colour and pattern from the
 picture, the BERT category, condition and material from the text, each by linear heads that are thrown away; the CLIP learns
-which text fits which picture, with the same help. ResNet and BERT together have the minutes that the CLIP has. `--minutes`
-are those of one thread on the processor; the learning rate follows them, so a run is repeated in kind, not bit by bit.
+which text fits which picture, with the same help and, as the demo model's tower does, where in the picture the thing is.
+ResNet and BERT together have the minutes that the CLIP has. `--minutes` are those of one thread on the processor; the
+learning rate follows them, so a run is repeated in kind, not bit by bit.
 """
 
 import argparse
@@ -33,7 +34,8 @@ from train import Schedule
 
 SIDE, BATCH = 96, 128
 VOCABULARY, POSITIONS = 2000, 64
-MARGIN = 4
+# Masks have a cell for 3 by 3 pixels; pictures are shifted by whole cells.
+GRID, CELL, PATCH = 32, 3, 12
 MEAN = STD = 0.5
 SEEN = ("category", "colour", "pattern")
 TOLD = ("category", "condition", "material")
@@ -51,16 +53,28 @@ class Catalogue:
         self.titles = [message.get("title") or message.get("headline") for message in found]
         bodies = [message.get("description") or message.get("body") or "" for message in found]
         self.texts = [f"{title}. {body}" for title, body in zip(self.titles, bodies)]
-        cache = folder / "squares.npy"
-        if not cache.exists():
-            with Pool(2) as pool:
-                paths = [folder / "media" / Path(message["media"][0]["url"]).name for message in found]
-                np.save(cache, np.stack(pool.map(square, paths, chunksize=256)))
-        self.pictures = np.load(cache, mmap_mode="r")
+        paths = [folder / "media" / Path(message["media"][0]["url"]).name for message in found]
+        self.pictures = cached(folder / "squares.npy", square, paths)
+        masks = [(folder / "masks" / path.name).with_suffix(".png") for path in paths]
+        there = (folder / "masks").is_dir()
+        self.masks = cached(folder / "square-masks.npy", square_mask, masks) if there else None
 
     def facts(self, names, values):
         """Numbers of the facts, [items, facts]; `none` is a value like any other."""
         return torch.tensor([[values[name].index(str(truth[name])) for name in names] for truth in self.truths])
+
+
+def cached(path, work, paths):
+    """What `work` makes of each path, kept in a file, because that takes minutes."""
+    if not path.exists():
+        with Pool(2) as pool:
+            np.save(path, np.stack(pool.map(work, paths, chunksize=256)))
+    return np.load(path, mmap_mode="r")
+
+
+def square_mask(path):
+    """Where the thing is seen in the whole picture, [32, 32]."""
+    return np.asarray(Image.open(path).convert("L").resize((GRID, GRID), Image.Resampling.BOX)) > 127
 
 
 def square(path):
@@ -74,11 +88,21 @@ def normalised(pixels):
 
 
 def drawn(catalogue, chosen, draw):
-    """Pictures [items, 3, 96, 96], mirrored and shifted by chance."""
-    pixels = torch.from_numpy(catalogue.pictures[sorted(chosen)])
-    pixels = pixels.flip(-1) if draw.random() < 0.5 else pixels
-    right, down = (draw.randint(-MARGIN, MARGIN) for _ in range(2))
-    return normalised(pixels.roll((down, right), (-2, -1)))
+    """Pictures [items, 3, 96, 96] and masks [items, 32, 32], mirrored and shifted by chance."""
+    chosen = sorted(chosen)
+    pixels, masks = torch.from_numpy(catalogue.pictures[chosen]), torch.from_numpy(catalogue.masks[chosen])
+    if draw.random() < 0.5:
+        pixels, masks = pixels.flip(-1), masks.flip(-1)
+    right, down = (draw.randint(-1, 1) for _ in range(2))
+    pixels = pixels.roll((down * CELL, right * CELL), (-2, -1))
+    return normalised(pixels), masks.roll((down, right), (-2, -1))
+
+
+def covered(cells, states, masks):
+    """How badly the patches' states [items, patches, width] tell which of their cells the thing covers."""
+    side, each = SIDE // PATCH, PATCH // CELL
+    wanted = masks.view(-1, side, each, side, each).permute(0, 1, 3, 2, 4).reshape(-1, side * side, each * each)
+    return F.binary_cross_entropy_with_logits(cells(states), wanted.float())
 
 
 def values_of(catalogue, names):
@@ -138,7 +162,7 @@ def resnet(args):
 
     def step():
         chosen = sorted(draw.sample(range(len(facts)), BATCH))
-        pixels = drawn(catalogue, chosen, draw).contiguous(memory_format=torch.channels_last)
+        pixels = drawn(catalogue, chosen, draw)[0].contiguous(memory_format=torch.channels_last)
         features = model(pixels).pooler_output.flatten(1)
         return heads.loss(features, facts[chosen]), BATCH
 
@@ -254,11 +278,11 @@ def clip(args):
     ends |= {"eos_token_id": tokenizer.token_to_id("<|endoftext|>")}
     shared = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 64}
     text = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": POSITIONS, "num_hidden_layers": 3}
-    vision = {"image_size": SIDE, "patch_size": 12, "num_hidden_layers": 4}
+    vision = {"image_size": SIDE, "patch_size": PATCH, "num_hidden_layers": 4}
     model = CLIPModel(CLIPConfig(text_config=shared | text | ends, vision_config=shared | vision, projection_dim=64))
     with torch.no_grad():
         model.vision_model.embeddings.patch_embedding.weight.normal_(0, (3 * 144) ** -0.5)
-    heads, patches = Heads(64, values), Heads(128, values)
+    heads, patches, cells = Heads(64, values), Heads(128, values), nn.Linear(128, (PATCH // CELL) ** 2)
 
     def step():
         chosen = sorted(draw.sample(range(len(facts)), BATCH))
@@ -271,8 +295,9 @@ def clip(args):
             for column, name in enumerate(SEEN):
                 if name in names:
                     told[row, column] = facts[index, column]
+        pixels, masks = drawn(catalogue, chosen, draw)
         with torch.autocast("cpu", dtype=torch.bfloat16):
-            seen = model.vision_model(pixel_values=drawn(catalogue, chosen, draw))
+            seen = model.vision_model(pixel_values=pixels, output_hidden_states=True)
             picture = model.visual_projection(seen.pooler_output).float()
             read = model.text_model(input_ids=rows_of(tokenizer, texts)[0]).pooler_output
             line = model.text_projection(read).float()
@@ -281,9 +306,10 @@ def clip(args):
         scale = model.logit_scale.clamp(max=math.log(50)).exp()
         loss = contrastive(scale * F.normalize(picture) @ F.normalize(line).T, fits)
         loss = loss + 0.4 * (heads.loss(picture, truth) + heads.loss(line, told))
-        return loss + 0.4 * patches.loss(seen.last_hidden_state[:, 1:].float().mean(1), truth), BATCH
+        loss = loss + 0.4 * patches.loss(seen.last_hidden_state[:, 1:].float().mean(1), truth)
+        return loss + 4 * covered(cells, seen.hidden_states[2][:, 1:].float(), masks), BATCH
 
-    run(args, nn.ModuleList([model, heads, patches]), 1.5e-3, step)
+    run(args, nn.ModuleList([model, heads, patches, cells]), 1.5e-3, step)
     with torch.no_grad():
         model.logit_scale.clamp_(max=math.log(50))
     model.half().save_pretrained(args.out)

@@ -15,17 +15,17 @@ from matplotlib import pyplot as plt  # noqa: E402
 STAGES = {
     "sight": (("leaf", "colour", "pattern"), "share of pictures read rightly"),
     "text": (("products", "ads", "copying"), "nats per answer"),
-    "joint": (("products", "ads"), "nats per answer, lowest of eight lines"),
+    "joint": (("products", "ads"), "nats per answer, lowest of sixteen lines"),
 }
 
 
 def smooth(values, stage):
     """An average that forgets, because one line of the log holds few batches.
 
-    In the joint stage the lowest of eight: lines with an order of keys that nobody can know say little.
+    In the joint stage the lowest of sixteen: lines with an order of keys that nobody can know say little.
     """
     if stage == "joint":
-        return [min(values[max(0, at - 7) : at + 1]) for at in range(len(values))]
+        return [min(values[max(0, at - 15) : at + 1]) for at in range(len(values))]
     share = 0.5 if stage == "sight" else 0.8
     mean, out = values[0], []
     for value in values:

@@ -1,6 +1,6 @@
 """What the shipped jobs ask of an asset, and the answers that are true.
 
-Instruction and prompt are those of jobs/*.toml. Half of the batches change them: other wordings, other and fewer fields in
+Instruction and prompt are those of jobs/*.toml. Three of five batches change them: other wordings, other and fewer fields in
 another order, so that somebody who edits a job still gets sense.
 """
 
@@ -22,6 +22,9 @@ PRODUCT_OPENINGS = [
     "Describe this product for our shop as JSON with these fields:",
     "Extract the facts about the article from its photo and its text. Reply with JSON only:",
     "Read the listing, look at the image, and fill in:",
+    "Here is an article of a shop with its photo. Tell us, as JSON:",
+    "Catalogue entry wanted. One JSON object with:",
+    "Fill in this form about the product:",
 ]
 PRODUCT_FIELDS = {
     "category": [
@@ -129,9 +132,9 @@ def shipped(kind):
 
 
 def question(kind, draw):
-    """The shipped question half of the time, else a variation."""
+    """The shipped question in two of five cases, else a variation."""
     asked = shipped(kind)
-    if draw.random() < 0.5:
+    if draw.random() < 0.4:
         return asked
     fields, openings, prompts = (
         (PRODUCT_FIELDS, PRODUCT_OPENINGS, PRODUCT_PROMPTS)
@@ -139,11 +142,13 @@ def question(kind, draw):
         else (AD_FIELDS, AD_OPENINGS, AD_PROMPTS)
     )
     names = list(fields)
-    if draw.random() < 0.6:
+    if draw.random() < 0.8:
         draw.shuffle(names)
     if draw.random() < 0.6:
         names = names[: draw.randint(2, len(names))]
     lines = [f"- {name}: {draw.choice(fields[name]) if draw.random() < 0.6 else fields[name][0]}" for name in names]
+    if draw.random() < 0.15:
+        lines = [f"- {name}" for name in names]
     closing = draw.choice(PRODUCT_CLOSINGS) if kind == "product" else ""
     instruction = "\n".join([draw.choice(openings), *lines, closing]).strip()
     template = asked.template if draw.random() < 0.4 else draw.choice(prompts)
@@ -206,9 +211,9 @@ def item(asked, message, truth, shown, draw, plain=False):
                     message[name] = message[name].replace(brand, other)
             brand = other
         chance = draw.random()
-        if chance < 0.35:
+        if chance < 0.3:
             picture = None
-        elif chance < 0.38 and asked.kind == "product":
+        elif chance < 0.33 and asked.kind == "product":
             message["title"], message["description"], brand, material = "", "", None, None
             truth = truth | {"condition": "new"}
         if draw.random() < 0.5:

@@ -350,7 +350,13 @@ def joint(args):
         state |= {name: weight for name, weight in seen.items() if "language_model" not in name}
     model.load_state_dict(state)
     eyes = [*model.vision_model.parameters(), *model.multi_modal_projector.parameters()]
-    run = Run(args, [*decoder_groups(model, args.rate, 0.6), {"params": eyes, "lr": args.rate * 0.35}])
+    groups = decoder_groups(model, args.rate, 0.6)
+    if args.frozen:
+        for weight in eyes:
+            weight.requires_grad_(False)
+    else:
+        groups.append({"params": eyes, "lr": args.rate * 0.35})
+    run = Run(args, groups)
     embed, supply = model.language_model.model.embed_tokens, batches(world, speller, draw)
     nothing = torch.zeros(0, network.WIDTH)
     while not run.is_done(args.processes):
@@ -430,6 +436,7 @@ def main():
     parser.add_argument("--sight-rate", type=float, default=1.5e-3, help="learning rate of the sight stage")
     parser.add_argument("--start", type=Path, help="checkpoint to go on from")
     parser.add_argument("--sight", type=Path, help="checkpoint whose vision tower the joint stage takes, with --start")
+    parser.add_argument("--frozen", action="store_true", help="the joint stage leaves the vision tower as it is")
     parser.add_argument("--seed", type=int, default=0)
     args = parser.parse_args()
     args.work = args.work.resolve()
