@@ -49,21 +49,23 @@ def read(folder, with_masks=True):
             by_id[record["key"]] = record["value"]
     messages = [by_id[truth["id"]] for truth in truths]
     names = [Path(message["media"][0]["url"]).name for message in messages]
-    pictures = _cached(folder / "pictures.npy", lambda: _map(_picture, [folder / "media" / name for name in names]))
+    pictures = cached(folder / "pictures.npy", lambda: mapped(_picture, [folder / "media" / name for name in names]))
     masks = np.zeros((0, MASK, MASK), bool)
     if with_masks:
         paths = [(folder / "masks" / name).with_suffix(".png") for name in names]
-        masks = _cached(folder / "masks.npy", lambda: _map(_mask, paths))
+        masks = cached(folder / "masks.npy", lambda: mapped(_mask, paths))
     return Catalogue(messages, truths, pictures, masks)
 
 
-def _cached(path, make):
+def cached(path, make):
+    """What `make` makes, kept in a file, because that takes minutes."""
     if not path.exists():
         np.save(path, make())
     return np.load(path, mmap_mode="r")
 
 
-def _map(work, paths):
+def mapped(work, paths):
+    """What `work` makes of each path, stacked."""
     with Pool(2) as pool:
         return np.stack(pool.map(work, paths, chunksize=256))
 

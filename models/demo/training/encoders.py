@@ -6,11 +6,11 @@
     python encoders.py golden --out models/demo-clip --pictures tests/data
     python encoders.py judge  --catalogue TEST_CATALOGUE --models models
 
-All see the training catalogue of the demo model and no other. The ResNet learns category, colour and pattern from the
-picture, the BERT category, condition and material from the text, each by linear heads that are thrown away; the CLIP learns
-which text fits which picture, with the same help and, as the demo model's tower does, where in the picture the thing is.
-ResNet and BERT together have the minutes that the CLIP has. `--minutes` are those of one thread on the processor; the
-learning rate follows them, so a run is repeated in kind, not bit by bit.
+All see the training catalogue of the demo model, which has masks, and no other. The ResNet learns category, colour and
+pattern from the picture, the BERT category, condition and material from the text, each by linear heads that are thrown away;
+the CLIP learns which text fits which picture, with the same help and, as the demo model's tower does, where in the picture
+the thing is. ResNet and BERT together have the minutes that the CLIP has. `--minutes` are those of one thread on the
+processor; the learning rate follows them, so a run is repeated in kind, not bit by bit.
 """
 
 import argparse
@@ -18,7 +18,6 @@ import json
 import math
 import random
 import time
-from multiprocessing import Pool
 from pathlib import Path
 
 import numpy as np
@@ -29,13 +28,15 @@ from tokenizers import Tokenizer, decoders, models, normalizers, pre_tokenizers,
 from torch import nn
 from transformers import BertConfig, BertModel, CLIPConfig, CLIPModel, ResNetConfig, ResNetModel
 
+import network
 import prompts
+from catalogue import cached, mapped
 from train import Schedule
 
 SIDE, BATCH = 96, 128
 VOCABULARY, POSITIONS = 2000, 64
 # Masks have a cell for 3 by 3 pixels; pictures are shifted by whole cells.
-GRID, CELL, PATCH = 32, 3, 12
+GRID, CELL = 32, 3
 MEAN = STD = 0.5
 SEEN = ("category", "colour", "pattern")
 TOLD = ("category", "condition", "material")
@@ -44,7 +45,7 @@ TOLD = ("category", "condition", "material")
 class Catalogue:
     """Truths, texts and squeezed pictures of a catalogue folder, in the order of labels.jsonl."""
 
-    def __init__(self, folder):
+    def __init__(self, folder, with_masks=True):
         self.truths = [json.loads(line) for line in (folder / "labels.jsonl").open()]
         messages = {}
         for path in sorted((folder / "topics").glob("*/*.jsonl")):
@@ -54,22 +55,14 @@ class Catalogue:
         bodies = [message.get("description") or message.get("body") or "" for message in found]
         self.texts = [f"{title}. {body}" for title, body in zip(self.titles, bodies)]
         paths = [folder / "media" / Path(message["media"][0]["url"]).name for message in found]
-        self.pictures = cached(folder / "squares.npy", square, paths)
-        masks = [(folder / "masks" / path.name).with_suffix(".png") for path in paths]
-        there = (folder / "masks").is_dir()
-        self.masks = cached(folder / "square-masks.npy", square_mask, masks) if there else None
+        self.pictures = cached(folder / "squares.npy", lambda: mapped(square, paths))
+        if with_masks:
+            masks = [(folder / "masks" / path.name).with_suffix(".png") for path in paths]
+            self.masks = cached(folder / "square-masks.npy", lambda: mapped(square_mask, masks))
 
     def facts(self, names, values):
         """Numbers of the facts, [items, facts]; `none` is a value like any other."""
         return torch.tensor([[values[name].index(str(truth[name])) for name in names] for truth in self.truths])
-
-
-def cached(path, work, paths):
-    """What `work` makes of each path, kept in a file, because that takes minutes."""
-    if not path.exists():
-        with Pool(2) as pool:
-            np.save(path, np.stack(pool.map(work, paths, chunksize=256)))
-    return np.load(path, mmap_mode="r")
 
 
 def square_mask(path):
@@ -96,13 +89,6 @@ def drawn(catalogue, chosen, draw):
     right, down = (draw.randint(-1, 1) for _ in range(2))
     pixels = pixels.roll((down * CELL, right * CELL), (-2, -1))
     return normalised(pixels), masks.roll((down, right), (-2, -1))
-
-
-def covered(cells, states, masks):
-    """How badly the patches' states [items, patches, width] tell which of their cells the thing covers."""
-    side, each = SIDE // PATCH, PATCH // CELL
-    wanted = masks.view(-1, side, each, side, each).permute(0, 1, 3, 2, 4).reshape(-1, side * side, each * each)
-    return F.binary_cross_entropy_with_logits(cells(states), wanted.float())
 
 
 def values_of(catalogue, names):
@@ -278,11 +264,11 @@ def clip(args):
     ends |= {"eos_token_id": tokenizer.token_to_id("<|endoftext|>")}
     shared = {"hidden_size": 128, "intermediate_size": 512, "num_attention_heads": 4, "projection_dim": 64}
     text = {"vocab_size": tokenizer.get_vocab_size(), "max_position_embeddings": POSITIONS, "num_hidden_layers": 3}
-    vision = {"image_size": SIDE, "patch_size": PATCH, "num_hidden_layers": 4}
+    vision = {"image_size": SIDE, "patch_size": network.PATCH, "num_hidden_layers": 4}
     model = CLIPModel(CLIPConfig(text_config=shared | text | ends, vision_config=shared | vision, projection_dim=64))
     with torch.no_grad():
         model.vision_model.embeddings.patch_embedding.weight.normal_(0, (3 * 144) ** -0.5)
-    heads, patches, cells = Heads(64, values), Heads(128, values), nn.Linear(128, (PATCH // CELL) ** 2)
+    heads, patches, cells = Heads(64, values), Heads(128, values), nn.Linear(128, 16)
 
     def step():
         chosen = sorted(draw.sample(range(len(facts)), BATCH))
@@ -307,7 +293,7 @@ def clip(args):
         loss = contrastive(scale * F.normalize(picture) @ F.normalize(line).T, fits)
         loss = loss + 0.4 * (heads.loss(picture, truth) + heads.loss(line, told))
         loss = loss + 0.4 * patches.loss(seen.last_hidden_state[:, 1:].float().mean(1), truth)
-        return loss + 4 * covered(cells, seen.hidden_states[2][:, 1:].float(), masks), BATCH
+        return loss + 4 * network.covering_loss(cells, seen.hidden_states[2][:, 1:].float(), masks), BATCH
 
     run(args, nn.ModuleList([model, heads, patches, cells]), 1.5e-3, step)
     with torch.no_grad():
@@ -387,7 +373,7 @@ def golden(args):
 @torch.no_grad()
 def judge(args):
     """Shares of nearest neighbours that agree, and how well a phrase finds a picture, on a catalogue."""
-    catalogue, saved = Catalogue(args.catalogue), Saved(args.models)
+    catalogue, saved = Catalogue(args.catalogue, with_masks=False), Saved(args.models)
     pixels = [normalised(torch.from_numpy(part)) for part in np.array_split(catalogue.pictures, 20)]
     parts = np.array_split(np.arange(len(catalogue.texts)), 20)
     texts = [[catalogue.texts[index] for index in part] for part in parts]

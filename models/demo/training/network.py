@@ -162,6 +162,16 @@ def see(model, pictures):
     return model.multi_modal_projector(seen.last_hidden_state).float(), seen.hidden_states[2][:, :-1].float()
 
 
+def covering_loss(cells, states, masks):
+    """How badly `cells`, applied to the patches' states [items, patches, width], tells which of its cells the thing covers.
+
+    Masks are [items, 32, 32]: 4 by 4 cells a patch.
+    """
+    side = TILE // PATCH
+    wanted = masks.view(-1, side, 4, side, 4).permute(0, 1, 3, 2, 4).reshape(-1, side * side, 16).float()
+    return F.binary_cross_entropy_with_logits(cells(states), wanted)
+
+
 def _rotate(states, positions, inverse):
     angles = positions[:, None] * inverse
     cos, sin = angles.cos()[:, None], angles.sin()[:, None]

@@ -293,9 +293,7 @@ def sight(args):
         with torch.autocast("cpu", dtype=torch.bfloat16):
             features, early = network.see(model, tiles)
         loss, right = sight_loss(world, features, world.codes[indices])
-        side = network.TILE // network.PATCH
-        wanted = masks.view(-1, side, 4, side, 4).permute(0, 1, 3, 2, 4).reshape(-1, side * side, 16).float()
-        covered = F.binary_cross_entropy_with_logits(cells(early), wanted)
+        covered = network.covering_loss(cells, early, masks)
         run.update(loss + 4 * covered)
         run.note(64, loss=loss, mask=covered, leaf=right[0], colour=right[1], pattern=right[2])
         run.keep(model)
