@@ -15,7 +15,7 @@ use futures::{StreamExt, TryStreamExt, stream};
 use serde::{Deserialize, Serialize};
 
 use super::memory::peak_mebibytes;
-use super::process::{Scratch, median_by, said};
+use super::process::{Scratch, median_by, said, torch_dtype};
 use super::random_model::RandomModel;
 use super::workload::Workload;
 use crate::engine::{Engine, Generation, Inference, ModelOptions, Options, Request, Task};
@@ -52,6 +52,12 @@ pub struct EngineArgs {
     /// Where to compute: cpu or cuda:N.
     #[arg(long, default_value = "cpu")]
     device: String,
+    /// The most tokens of one step; a GPU wants thousands.
+    #[arg(long, default_value_t = Options::default().step_tokens)]
+    step_tokens: usize,
+    /// The most answers that are written side by side.
+    #[arg(long, default_value_t = Options::default().sequences)]
+    sequences: usize,
     /// How often each case is measured; the median counts.
     #[arg(long, default_value_t = 1)]
     rounds: usize,
@@ -108,8 +114,8 @@ struct Measured {
 
 /// Measures every case and prints medians and ratios. Blocking; needs an async runtime around it.
 pub fn engine(args: &EngineArgs) -> Result<()> {
-    if args.rounds == 0 || args.dtypes.is_empty() {
-        bail!("--rounds must be at least 1, and --dtypes name at least one");
+    if args.rounds == 0 || args.step_tokens == 0 || args.sequences == 0 || args.dtypes.is_empty() {
+        bail!("--rounds, --step-tokens and --sequences must be at least 1, and --dtypes name at least one");
     }
     let workload = Workload::load(args.workload.as_deref())?;
     if args.once {
@@ -155,6 +161,7 @@ fn in_own_process(args: &EngineArgs, directory: &Path, dtype: Precision, off: Op
     let mut command = Command::new(std::env::current_exe()?);
     command.args(["--log", "warn", "bench", "engine", "--once", "--device", &args.device, "--model"]).arg(directory);
     command.args(["--dtypes", dtype.name()]);
+    command.args(["--step-tokens", &args.step_tokens.to_string(), "--sequences", &args.sequences.to_string()]);
     if let Some(off) = off.and_then(|off| off.to_possible_value()) {
         command.args(["--off", off.get_name(), "--off-assets", &args.off_assets.to_string()]);
     }
@@ -177,6 +184,7 @@ fn in_python(
     let mut command = Command::new(python);
     command.args(["-c", REFERENCE]).arg(directory).arg(&file);
     command.args(["--answer", &answer_tokens.to_string(), "--device", &args.device]);
+    command.args(["--dtype", torch_dtype(args.dtypes[0], &args.device)]);
     command.args(["--threads", &rayon::current_num_threads().to_string()]);
     said(command, &python.display().to_string())
 }
@@ -204,7 +212,8 @@ fn measure(args: &EngineArgs, workload: &Workload) -> Result<Measured> {
     let options = Options {
         device: args.device.clone(),
         queue: assets.max(1),
-        sequences: if off(Off::Batching) { 1 } else { Options::default().sequences },
+        step_tokens: args.step_tokens,
+        sequences: if off(Off::Batching) { 1 } else { args.sequences },
         prefix_cache: !off(Off::PrefixCache),
         fast_forward: !off(Off::FastForward),
         ..Options::default()

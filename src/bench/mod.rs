@@ -1,5 +1,6 @@
 //! `assay bench`, and `assay model drift`: what this machine and number formats do, as ratios measured in one run.
 
+mod ceilings;
 mod drift;
 mod engine;
 mod memory;

@@ -7,13 +7,15 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
+use candle_core::{DType, Device};
 use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
+use super::ceilings::Ceilings;
 use super::memory::peak_mebibytes;
-use super::process::{Scratch, median_by, said};
+use super::process::{Scratch, median_by, said, torch_dtype};
 use super::random_model::RandomModel;
 use crate::kv::{BLOCK, BlockId, KvStore};
 use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
@@ -24,9 +26,12 @@ const REFERENCE: &str = include_str!("reference.py");
 /// What to measure.
 #[derive(Debug, Args)]
 pub struct ModelArgs {
-    /// A model directory, a GGUF file, or hf://org/name[@revision]; without it a random Llama 3 of 128 million parameters.
+    /// A model directory, a GGUF file, or hf://org/name[@revision]; without it one with random weights.
     #[arg(long, value_name = "MODEL")]
     model: Option<PathBuf>,
+    /// The random model.
+    #[arg(long, value_enum, default_value = "llama3")]
+    random: RandomModel,
     /// Number formats to compare.
     #[arg(long, value_delimiter = ',', default_value = "f32,bf16,q8_0,q4k")]
     dtypes: Vec<Precision>,
@@ -65,6 +70,10 @@ struct Measured {
     /// Of the weights as they are held, and the process's peak after loading; both 0 where nobody counts them.
     held_mebibytes: f64,
     loaded_mebibytes: f64,
+    /// Of this device's large matrix products in the same format, and of its large copies; 0 where it is not known how
+    /// much is multiplied or read.
+    prefill_share: f64,
+    decode_share: f64,
 }
 
 /// Measures every case and prints medians and ratios.
@@ -77,7 +86,7 @@ pub fn model(args: &ModelArgs) -> Result<()> {
         return Ok(());
     }
     let scratch = Scratch::new("model")?;
-    let directory = RandomModel::Llama3.unless_given(args.model.as_deref(), &scratch)?;
+    let directory = args.random.unless_given(args.model.as_deref(), &scratch)?;
     let mut rounds: Vec<Vec<Measured>> = Vec::new();
     for round in 1..=args.rounds {
         eprintln!("round {round} of {}", args.rounds);
@@ -109,21 +118,26 @@ fn median(rounds: &[Vec<Measured>], case: usize) -> Measured {
         decode_tokens_per_second: middle(|case| case.decode_tokens_per_second),
         held_mebibytes: middle(|case| case.held_mebibytes),
         loaded_mebibytes: middle(|case| case.loaded_mebibytes),
+        prefill_share: middle(|case| case.prefill_share),
+        decode_share: middle(|case| case.decode_share),
     }
 }
 
 fn print_table(cases: &[Measured]) {
     println!(
-        "{:<18} {:>14} {:>14} {:>9} {:>11}   ratios to {}",
-        "case", "prefill tok/s", "decode tok/s", "held MiB", "loaded MiB", cases[0].case
+        "{:<18} {:>14} {:>14} {:>9} {:>11} {:>12} {:>12}   ratios to {}",
+        "case", "prefill tok/s", "decode tok/s", "held MiB", "loaded MiB", "of products", "of copies", cases[0].case
     );
     for case in cases {
         let Measured { case: name, prefill_tokens_per_second: prefill, decode_tokens_per_second: decode, .. } = case;
         let memory = |mebibytes: f64| if mebibytes > 0.0 { format!("{mebibytes:.0}") } else { "-".to_owned() };
+        let share = |share: f64| if share > 0.0 { format!("{:.0} %", 100.0 * share) } else { "-".to_owned() };
         println!(
-            "{name:<18} {prefill:>14.0} {decode:>14.1} {:>9} {:>11}   prefill {:.2}, decode {:.2}",
+            "{name:<18} {prefill:>14.0} {decode:>14.1} {:>9} {:>11} {:>12} {:>12}   prefill {:.2}, decode {:.2}",
             memory(case.held_mebibytes),
             memory(case.loaded_mebibytes),
+            share(case.prefill_share),
+            share(case.decode_share),
             prefill / cases[0].prefill_tokens_per_second,
             decode / cases[0].decode_tokens_per_second,
         );
@@ -140,6 +154,7 @@ fn in_own_process(dtype: Precision, directory: &Path, args: &ModelArgs) -> Resul
 fn in_python(python: &Path, directory: &Path, args: &ModelArgs) -> Result<Measured> {
     let mut command = Command::new(python);
     command.args(["-c", REFERENCE]).arg(directory).args(sizes(args));
+    command.args(["--dtype", torch_dtype(args.dtypes[0], &args.device)]);
     command.args(["--device", &args.device, "--threads", &rayon::current_num_threads().to_string()]);
     said(command, &python.display().to_string())
 }
@@ -158,6 +173,7 @@ fn measure(args: &ModelArgs) -> Result<Measured> {
     let loaded = model::load(directory, args.dtypes[0], &device)?;
     let loaded_mebibytes = peak_mebibytes().map_or(0.0, |peak| peak - before);
     let held_mebibytes = loaded.held.bytes() as f64 / f64::from(1 << 20);
+    let amounts = Amounts::of(&loaded, args);
     let mut generator = match loaded.generator {
         Some(parts) => parts.generator,
         None => bail!("{}: {} writes nothing; name a model that generates", directory.display(), loaded.architecture),
@@ -176,13 +192,69 @@ fn measure(args: &ModelArgs) -> Result<Measured> {
         batch.decode(generator.as_mut(), step)?;
     }
     let decode = started.elapsed().as_secs_f64();
+    drop((batch, generator));
+    let (prefill_share, decode_share) = match amounts {
+        Some(amounts) => amounts.shares(prefill / args.batch as f64, decode / args.decode as f64, &device)?,
+        None => (0.0, 0.0),
+    };
     Ok(Measured {
         case: args.dtypes[0].name().to_owned(),
         prefill_tokens_per_second: (args.batch * args.prompt) as f64 / prefill,
         decode_tokens_per_second: (args.batch * args.decode) as f64 / decode,
         held_mebibytes,
         loaded_mebibytes,
+        prefill_share,
+        decode_share,
     })
+}
+
+/// What a prefill multiplies and a decode step reads, at least.
+struct Amounts {
+    /// Floating-point operations of one prompt: two a weight and token, and attention's.
+    prefill_operations: f64,
+    /// Of the weights and of the cached keys and values.
+    decode_bytes: f64,
+    dtype: DType,
+}
+
+impl Amounts {
+    /// None where not every token sees every weight, or blocks of integers are multiplied.
+    fn of(loaded: &model::Loaded, args: &ModelArgs) -> Option<Self> {
+        let dtype = match args.dtypes[0] {
+            Precision::F32 => DType::F32,
+            Precision::F16 => DType::F16,
+            Precision::Bf16 => DType::BF16,
+            Precision::Q8_0 | Precision::Q4K => return None,
+        };
+        let shape = loaded.generator.as_ref()?.generator.shape();
+        if shape.experts.is_some() {
+            return None;
+        }
+        let layers = loaded.held.0.iter().filter(|tensor| tensor.name.contains("layers."));
+        let (parameters, bytes) =
+            layers.fold((0, 0), |(parameters, bytes), tensor| (parameters + tensor.parameters, bytes + tensor.bytes));
+        let size = dtype.size_in_bytes();
+        let head = shape.vocabulary * shape.hidden * size;
+        // Each token meets half of the prompt on average, with products for scores and for values.
+        let heads = args.prompt as f64 * (shape.layers * shape.hidden) as f64 * 2.0 * args.prompt as f64;
+        let context = args.prompt + args.decode / 2;
+        let cached = args.batch * context * 2 * shape.layers * shape.kv_heads * shape.head_dim * size;
+        Some(Self {
+            prefill_operations: 2.0 * parameters as f64 * args.prompt as f64 + heads,
+            decode_bytes: (bytes + head + cached) as f64,
+            dtype,
+        })
+    }
+
+    /// Of the device's ceilings, given the seconds of one prompt and of one decode step.
+    fn shares(&self, prefill: f64, decode: f64, device: &Device) -> Result<(f64, f64)> {
+        let ceilings = Ceilings::measure(self.dtype, device)?;
+        eprintln!("{ceilings}");
+        Ok((
+            self.prefill_operations / prefill / ceilings.operations_per_second,
+            self.decode_bytes / decode / ceilings.bytes_per_second,
+        ))
+    }
 }
 
 /// Sequences of equal length and the token that each goes on with.
@@ -225,7 +297,7 @@ impl Batch {
             hidden: &[],
         };
         let output = generator.step(&step, &mut self.cache, &mut Trace::off())?;
-        self.next[sequence] = highest(&output.logits);
+        self.next[sequence] = output.logits.likeliest(&[None], self.vocabulary)?[0].token;
         Ok(())
     }
 
@@ -244,11 +316,8 @@ impl Batch {
             hidden: &[],
         };
         let output = generator.step(&step, &mut self.cache, &mut Trace::off())?;
-        self.next = output.logits.chunks(self.vocabulary).map(highest).collect();
+        let best = output.logits.likeliest(&vec![None; rows.len()], self.vocabulary)?;
+        self.next = best.into_iter().map(|best| best.token).collect();
         Ok(())
     }
-}
-
-fn highest(logits: &[f32]) -> u32 {
-    logits.iter().enumerate().max_by(|a, b| a.1.total_cmp(b.1)).map_or(0, |(id, _)| id as u32)
 }

@@ -6,6 +6,8 @@ use std::process::{Command, Stdio};
 use anyhow::{Context, Result, bail};
 use serde::de::DeserializeOwned;
 
+use crate::model::Precision;
+
 /// A folder that is gone when the measurement is over.
 pub struct Scratch(PathBuf);
 
@@ -25,6 +27,16 @@ impl Drop for Scratch {
     fn drop(&mut self) {
         // What is left in the temporary folder does no harm.
         let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+/// What the same work in Python computes in: on a GPU the format that comes first, on the CPU, where the engine's own
+/// activations are f32 too, always f32.
+pub fn torch_dtype(first: Precision, device: &str) -> &'static str {
+    match first {
+        Precision::F16 if device != "cpu" => "float16",
+        Precision::Bf16 if device != "cpu" => "bfloat16",
+        _ => "float32",
     }
 }
 

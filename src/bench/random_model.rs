@@ -1,5 +1,7 @@
 //! A model directory with random weights: the sizes of a real one, and nothing to download.
 
+use std::fs::File;
+use std::io::Write;
 use std::path::{Path, PathBuf};
 
 use anyhow::Result;
@@ -32,7 +34,44 @@ pub enum RandomModel {
     /// 8 layers of 8 experts and a shared one, with a small vision tower: about 320 million parameters, of which a
     /// token of text sees about 100.
     Llama4,
+    /// The shape of Llama 3 8B: 32 layers, 8 billion parameters. They are not stored but drawn while loading, on a GPU by
+    /// the GPU.
+    Llama3_8b,
 }
+
+/// Sizes of a Llama 3.
+struct Sizes {
+    hidden: usize,
+    heads: usize,
+    kv_heads: usize,
+    head_dim: usize,
+    layers: usize,
+    width: usize,
+    vocabulary: usize,
+    tied: bool,
+}
+
+const SMALL: Sizes = Sizes {
+    hidden: HIDDEN,
+    heads: HEADS,
+    kv_heads: KV_HEADS,
+    head_dim: HEAD_DIM,
+    layers: 12,
+    width: 3072,
+    vocabulary: VOCABULARY,
+    tied: true,
+};
+
+const LARGE: Sizes = Sizes {
+    hidden: 4096,
+    heads: 32,
+    kv_heads: 8,
+    head_dim: 128,
+    layers: 32,
+    width: 14336,
+    vocabulary: 128_256,
+    tied: false,
+};
 
 impl RandomModel {
     /// The directory of the model at `location`, or of this one, written to `scratch`, when none is named.
@@ -54,12 +93,16 @@ impl RandomModel {
             std::fs::write(directory.join(name), content)?;
         }
         let (config, shapes) = match self {
-            Self::Llama3 => (llama3_config(&tokenizer), llama3_shapes()),
+            Self::Llama3 => (llama3_config(&tokenizer, &SMALL), llama3_shapes(&SMALL)),
+            Self::Llama3_8b => (llama3_config(&tokenizer, &LARGE), llama3_shapes(&LARGE)),
             Self::Llama4 => (llama4_config(&tokenizer), llama4_shapes()),
         };
         std::fs::write(directory.join("config.json"), serde_json::to_vec_pretty(&config)?)?;
         if self == Self::Llama4 {
             std::fs::write(directory.join("processor_config.json"), serde_json::to_vec_pretty(&processor())?)?;
+        }
+        if self == Self::Llama3_8b {
+            return write_hole(&directory.join("model.safetensors"), shapes);
         }
         let mut random = ChaCha8Rng::seed_from_u64(seed);
         let tensors: Vec<(String, Vec<usize>, Vec<u8>)> = shapes
@@ -79,30 +122,48 @@ impl RandomModel {
     }
 }
 
-const LLAMA3_LAYERS: usize = 12;
-const LLAMA3_WIDTH: usize = 3072;
+/// A file in bf16 whose header says that numbers are drawn; what follows it takes no room on the disk.
+fn write_hole(path: &Path, shapes: Vec<(String, Vec<usize>)>) -> Result<()> {
+    let mut next = 0;
+    let mut header = json!({ "__metadata__": { model::DRAWN_KEY: model::DRAWN_VALUE } });
+    for (name, shape) in shapes {
+        let first = next;
+        next += 2 * shape.iter().product::<usize>();
+        header[name] = json!({ "dtype": "BF16", "shape": shape, "data_offsets": [first, next] });
+    }
+    let header = serde_json::to_vec(&header)?;
+    let mut file = File::create(path)?;
+    file.write_all(&(header.len() as u64).to_le_bytes())?;
+    file.write_all(&header)?;
+    file.set_len((8 + header.len() + next) as u64)?;
+    Ok(())
+}
 
-fn llama3_config(tokenizer: &RandomTokenizer) -> Value {
+fn llama3_config(tokenizer: &RandomTokenizer, sizes: &Sizes) -> Value {
     json!({
         "architectures": ["LlamaForCausalLM"], "model_type": "llama", "dtype": "float32",
-        "hidden_size": HIDDEN, "num_hidden_layers": LLAMA3_LAYERS, "num_attention_heads": HEADS,
-        "num_key_value_heads": KV_HEADS, "head_dim": HEAD_DIM, "intermediate_size": LLAMA3_WIDTH,
-        "vocab_size": VOCABULARY, "max_position_embeddings": CONTEXT, "hidden_act": "silu", "rms_norm_eps": 1e-5,
-        "rope_theta": 500000.0, "tie_word_embeddings": true, "attention_bias": false, "mlp_bias": false,
+        "hidden_size": sizes.hidden, "num_hidden_layers": sizes.layers, "num_attention_heads": sizes.heads,
+        "num_key_value_heads": sizes.kv_heads, "head_dim": sizes.head_dim, "intermediate_size": sizes.width,
+        "vocab_size": sizes.vocabulary, "max_position_embeddings": CONTEXT, "hidden_act": "silu", "rms_norm_eps": 1e-5,
+        "rope_theta": 500000.0, "tie_word_embeddings": sizes.tied, "attention_bias": false, "mlp_bias": false,
         "bos_token_id": tokenizer.specials[0], "eos_token_id": tokenizer.specials[4],
         "pad_token_id": tokenizer.specials[5],
     })
 }
 
-fn llama3_shapes() -> Vec<(String, Vec<usize>)> {
+fn llama3_shapes(sizes: &Sizes) -> Vec<(String, Vec<usize>)> {
+    let Sizes { hidden, vocabulary, .. } = *sizes;
     let mut shapes = vec![
-        ("model.embed_tokens.weight".to_owned(), vec![VOCABULARY, HIDDEN]),
-        ("model.norm.weight".to_owned(), vec![HIDDEN]),
+        ("model.embed_tokens.weight".to_owned(), vec![vocabulary, hidden]),
+        ("model.norm.weight".to_owned(), vec![hidden]),
     ];
-    for layer in 0..LLAMA3_LAYERS {
+    if !sizes.tied {
+        shapes.push(("lm_head.weight".to_owned(), vec![vocabulary, hidden]));
+    }
+    for layer in 0..sizes.layers {
         let layer = format!("model.layers.{layer}");
-        shapes.extend(attention_shapes(&layer));
-        shapes.extend(gated_shapes(&format!("{layer}.mlp"), LLAMA3_WIDTH));
+        shapes.extend(attention_shapes(&layer, sizes));
+        shapes.extend(gated_shapes(&format!("{layer}.mlp"), hidden, sizes.width));
     }
     shapes
 }
@@ -165,12 +226,12 @@ fn llama4_shapes() -> Vec<(String, Vec<usize>)> {
     ];
     for layer in 0..LLAMA4_LAYERS {
         let layer = format!("language_model.model.layers.{layer}");
-        shapes.extend(attention_shapes(&layer));
+        shapes.extend(attention_shapes(&layer, &SMALL));
         let experts = format!("{layer}.feed_forward.experts");
         shapes.push((format!("{layer}.feed_forward.router.weight"), vec![EXPERTS, HIDDEN]));
         shapes.push((format!("{experts}.gate_up_proj"), vec![EXPERTS, HIDDEN, 2 * LLAMA4_WIDTH]));
         shapes.push((format!("{experts}.down_proj"), vec![EXPERTS, LLAMA4_WIDTH, HIDDEN]));
-        shapes.extend(gated_shapes(&format!("{layer}.feed_forward.shared_expert"), LLAMA4_WIDTH));
+        shapes.extend(gated_shapes(&format!("{layer}.feed_forward.shared_expert"), HIDDEN, LLAMA4_WIDTH));
     }
     shapes.extend(vision_shapes());
     shapes
@@ -207,21 +268,23 @@ fn vision_shapes() -> Vec<(String, Vec<usize>)> {
     shapes
 }
 
-fn attention_shapes(layer: &str) -> Vec<(String, Vec<usize>)> {
+fn attention_shapes(layer: &str, sizes: &Sizes) -> Vec<(String, Vec<usize>)> {
+    let Sizes { hidden, head_dim, .. } = *sizes;
+    let (queries, keys) = (sizes.heads * head_dim, sizes.kv_heads * head_dim);
     let parts = [
-        ("input_layernorm", vec![HIDDEN]),
-        ("post_attention_layernorm", vec![HIDDEN]),
-        ("self_attn.q_proj", vec![HIDDEN, HIDDEN]),
-        ("self_attn.k_proj", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
-        ("self_attn.v_proj", vec![KV_HEADS * HEAD_DIM, HIDDEN]),
-        ("self_attn.o_proj", vec![HIDDEN, HIDDEN]),
+        ("input_layernorm", vec![hidden]),
+        ("post_attention_layernorm", vec![hidden]),
+        ("self_attn.q_proj", vec![queries, hidden]),
+        ("self_attn.k_proj", vec![keys, hidden]),
+        ("self_attn.v_proj", vec![keys, hidden]),
+        ("self_attn.o_proj", vec![hidden, queries]),
     ];
     parts.into_iter().map(|(name, shape)| (format!("{layer}.{name}.weight"), shape)).collect()
 }
 
-fn gated_shapes(name: &str, width: usize) -> Vec<(String, Vec<usize>)> {
+fn gated_shapes(name: &str, hidden: usize, width: usize) -> Vec<(String, Vec<usize>)> {
     let parts =
-        [("gate_proj", vec![width, HIDDEN]), ("up_proj", vec![width, HIDDEN]), ("down_proj", vec![HIDDEN, width])];
+        [("gate_proj", vec![width, hidden]), ("up_proj", vec![width, hidden]), ("down_proj", vec![hidden, width])];
     parts.into_iter().map(|(part, shape)| (format!("{name}.{part}.weight"), shape)).collect()
 }
 

@@ -12,6 +12,7 @@ for name in ("answer", "threads"):
     parser.add_argument(f"--{name}", type=int, required=True)
 parser.add_argument("--batch", type=int, default=8)
 parser.add_argument("--device", default="cpu")
+parser.add_argument("--dtype", default="float32")
 args = parser.parse_args()
 os.environ["TRANSFORMERS_VERBOSITY"] = "error"
 
@@ -23,7 +24,7 @@ transformers.utils.logging.disable_progress_bar()
 torch.set_num_threads(args.threads)
 config = AutoConfig.from_pretrained(args.directory)
 family = getattr(transformers, config.architectures[0])
-model = family.from_pretrained(args.directory, dtype=torch.float32, attn_implementation="sdpa").to(args.device).eval()
+model = family.from_pretrained(args.directory, dtype=getattr(torch, args.dtype), attn_implementation="sdpa").to(args.device).eval()
 # Texts alone need no eyes.
 writer = getattr(model, "language_model", None)
 if hasattr(writer, "generate") and hasattr(writer, "lm_head"):
@@ -55,7 +56,7 @@ with torch.inference_mode():
 
 tokens = sum(len(ids) for ids in prompts)
 print(json.dumps({
-    "case": f"transformers f32, batches of {args.batch}",
+    "case": f"transformers {args.dtype}, batches of {args.batch}",
     "assets_per_second": len(prompts) / seconds,
     "prompt_tokens_per_second": tokens / seconds,
     "answer_tokens_per_second": len(prompts) * args.answer / seconds,

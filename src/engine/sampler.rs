@@ -11,6 +11,7 @@ use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
 use super::grammar::TokenMask;
+use crate::model::{Likeliest, likeliest};
 
 /// Candidates that are looked at first for top-p; eight times as many in each further round.
 const FIRST_LOOK: usize = 64;
@@ -104,6 +105,11 @@ impl Sampler {
         Self { sampling, random, penalised: Vec::new(), candidates: Vec::new() }
     }
 
+    /// Whether it looks at the likeliest allowed token alone.
+    pub fn takes_likeliest(&self) -> bool {
+        self.sampling.is_greedy() && self.sampling.repetition_penalty == 1.0
+    }
+
     /// The next token, one of `mask` where there is one. `history` are the tokens that the repetition penalty counts.
     /// Fails when an allowed logit is NaN or infinite, or when none is above minus infinity.
     pub fn sample(&mut self, logits: &[f32], mask: Option<&TokenMask>, history: &[u32]) -> Result<u32, NotFinite> {
@@ -115,7 +121,7 @@ impl Sampler {
                 &penalised
             }
         };
-        let highest = likeliest(logits, mask);
+        let highest = usable(likeliest(logits, mask.map(TokenMask::words)));
         let chosen = highest.map(|highest| match self.sampling.is_greedy() {
             true => highest.token,
             false => self.draw(logits, mask, highest.logit),
@@ -158,32 +164,15 @@ fn total(candidates: &[Candidate]) -> f64 {
     candidates.iter().map(|candidate| f64::from(candidate.weight)).sum()
 }
 
-/// The first of the highest allowed logits.
-fn likeliest(logits: &[f32], mask: Option<&TokenMask>) -> Result<Candidate, NotFinite> {
-    let mut best = Candidate { logit: f32::NEG_INFINITY, token: 0, weight: 1.0 };
-    let mut broken = None;
-    let mut see = |token: usize, logit: f32| {
-        if logit > best.logit {
-            best = Candidate { logit, token: token as u32, weight: 1.0 };
-        } else if logit.is_nan() {
-            broken = Some(token);
-        }
+/// The token that a model likes best, unless there is nothing to like.
+pub fn usable(best: Likeliest) -> Result<Likeliest, NotFinite> {
+    let detail = match best.logit {
+        logit if logit.is_nan() => format!("the logit of token {} is not a number", best.token),
+        f32::INFINITY => format!("the logit of token {} is infinite", best.token),
+        f32::NEG_INFINITY => "every allowed token has a logit of minus infinity".to_owned(),
+        _ => return Ok(best),
     };
-    match mask {
-        None => logits.iter().enumerate().for_each(|(token, logit)| see(token, *logit)),
-        Some(mask) => {
-            let allowed = mask.ids().map(|token| token as usize);
-            allowed.filter_map(|token| Some((token, *logits.get(token)?))).for_each(|(token, logit)| see(token, logit));
-        }
-    }
-    if let Some(token) = broken {
-        return Err(NotFinite { detail: format!("the logit of token {token} is not a number") });
-    }
-    match best.logit {
-        f32::INFINITY => Err(NotFinite { detail: format!("the logit of token {} is infinite", best.token) }),
-        f32::NEG_INFINITY => Err(NotFinite { detail: "every allowed token has a logit of minus infinity".to_owned() }),
-        _ => Ok(best),
-    }
+    Err(NotFinite { detail })
 }
 
 fn penalise(target: &mut Vec<f32>, logits: &[f32], history: &[u32], penalty: f32) {

@@ -133,6 +133,15 @@ impl KvStore {
         }
     }
 
+    /// A layer's keys and values, `[blocks * BLOCK, kv_heads * head_dim]` each, when the cache lies in tensors: for kernels
+    /// that read and write them in place.
+    pub fn tensors(&self, layer: usize) -> Option<(&Tensor, &Tensor)> {
+        match &self.layers {
+            Layers::Host(_) => None,
+            Layers::Device(layers) => Some((&layers[layer].keys, &layers[layer].values)),
+        }
+    }
+
     /// Keys and values at `slots`, `[slots, kv_heads, head_dim]` each, when the cache lies in tensors.
     pub fn gather(&self, layer: usize, slots: &[u32]) -> Result<Option<(Tensor, Tensor)>> {
         let Layers::Device(layers) = &self.layers else { return Ok(None) };

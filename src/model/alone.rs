@@ -56,7 +56,9 @@ pub fn answer(
         let output = generator.step(&step, &mut cache, &mut Trace::off())?;
         past += new;
         if is_last {
-            let next = likeliest(&output.logits)?;
+            let best = output.logits.likeliest(&[None], shape.vocabulary)?;
+            let next = best.first().map_or(Err(f32::NAN), |best| best.checked());
+            let next = next.map_err(|odd| ModelError::Input { detail: format!("the model's best logit is {odd}") })?;
             if shape.end_tokens.contains(&next) {
                 return Ok(Ended::Stop);
             }
@@ -67,15 +69,6 @@ pub fn answer(
         }
     }
     Ok(Ended::Length)
-}
-
-/// The first of the highest logits.
-fn likeliest(logits: &[f32]) -> Result<u32, ModelError> {
-    if let Some(odd) = logits.iter().find(|logit| !logit.is_finite()) {
-        return Err(ModelError::Input { detail: format!("the model answered with {odd} among its logits") });
-    }
-    let highest = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
-    Ok(logits.iter().position(|logit| *logit == highest).unwrap_or_default() as u32)
 }
 
 #[cfg(test)]

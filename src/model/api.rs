@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::logits::Logits;
 use super::trace::Trace;
 use crate::kv::{BlockId, KvStore};
 
@@ -249,8 +250,8 @@ pub struct Step<'a> {
 /// What a step answers.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// `[wanted, vocabulary]`, row after row.
-    pub logits: Vec<f32>,
+    /// Of the wanted rows.
+    pub logits: Logits,
     /// `[wanted, hidden]`, row after row.
     pub hidden: Vec<f32>,
 }

@@ -72,7 +72,8 @@ pub fn observe(generator: &mut dyn Generator, prompt: &Prompt) -> Result<Observe
         // Only routers are looked at, and only where there are some.
         let mut trace = if shape.experts.is_some() { Trace::on() } else { Trace::off() };
         let output = generator.step(&step, &mut cache, &mut trace)?;
-        observed.rows.extend(output.logits.chunks(shape.vocabulary).map(log_probabilities));
+        let logits = output.logits.into_host()?;
+        observed.rows.extend(logits.chunks(shape.vocabulary).map(log_probabilities));
         let active = shape.experts.map_or(0, |(active, _)| active);
         for (name, logits) in trace.into_tensors() {
             let Some(layer) = name.strip_prefix(ROUTER).and_then(|layer| layer.parse().ok()) else { continue };

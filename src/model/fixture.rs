@@ -10,6 +10,7 @@ use candle_core::{Device, Tensor};
 use serde::Deserialize;
 
 use super::api::ModelError;
+use super::device::open_device;
 use super::family::EncoderParts;
 use super::registry::load;
 use super::weights::Precision;
@@ -31,6 +32,11 @@ pub struct Decoded {
     pub width: u32,
     pub height: u32,
     pub rgb: Vec<u8>,
+}
+
+/// Where generators are compared: the CPU, or what `ASSAY_PARITY_DEVICE` names.
+pub fn device() -> Device {
+    open_device(&std::env::var("ASSAY_PARITY_DEVICE").unwrap_or_else(|_| "cpu".to_owned())).unwrap()
 }
 
 /// Loads the encoder in `directory` onto the CPU.

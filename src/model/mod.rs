@@ -19,10 +19,14 @@ mod hub;
 mod image;
 mod image_processor;
 #[cfg(test)]
+mod kernel_tests;
+mod kernels;
+#[cfg(test)]
 mod kit;
 mod layers;
 mod llama;
 mod llama4;
+mod logits;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
@@ -50,6 +54,7 @@ pub use device::{free_memory, open_device};
 pub use drift::{Drift, Observed, observe};
 pub use family::{EncoderParts, GeneratorParts};
 pub use hub::{HubAddress, HubError, HubOptions, locate};
+pub use logits::{Likeliest, Logits, likeliest};
 pub use registry::{Loaded, Outline, is_model, load, outline};
 pub use trace::Trace;
-pub use weights::{Held, HeldTensor, Precision};
+pub use weights::{DRAWN_KEY, DRAWN_VALUE, Held, HeldTensor, Precision};

@@ -3,16 +3,26 @@
 //! It knows token ids and logits; no cache and no batch. Invariants: an answer with a schema ends valid, within its
 //! tokens; the choice depends on the answer's own logits and its own seed alone.
 
-use crate::engine::grammar::{AnswerMatcher, FinishReason, GrammarError};
-use crate::engine::sampler::Sampler;
+use crate::engine::grammar::{AnswerMatcher, FinishReason, GrammarError, TokenMask};
+use crate::engine::sampler::{Sampler, usable};
 use crate::engine::sequence::Sequence;
 use crate::engine::settled::Finish;
+use crate::model::Likeliest;
 
 /// What one answer may still become.
 pub struct Choice {
     /// None for any text.
     answer: Option<AnswerMatcher>,
     sampler: Sampler,
+}
+
+/// What a model thinks of an answer's next token.
+#[derive(Debug, Clone, Copy)]
+pub enum Opinion<'a> {
+    /// Every logit, `[vocabulary]`.
+    Logits(&'a [f32]),
+    /// The likeliest of those that are allowed, where that is all that the answer needs.
+    Likeliest(Likeliest),
 }
 
 /// What is added to an answer after a step.
@@ -38,22 +48,32 @@ impl Choice {
         }
     }
 
+    /// Whether the likeliest allowed token is all that it needs to know.
+    pub fn takes_likeliest(&self) -> bool {
+        self.sampler.takes_likeliest()
+    }
+
+    /// What may come next; None for anything, or where that cannot be told, which shows when the token is chosen.
+    pub fn mask(&mut self) -> Option<&TokenMask> {
+        self.answer.as_mut()?.mask().ok()
+    }
+
     /// Tokens that the schema forces from here.
     pub fn forced(&mut self) -> Result<Vec<u32>, GrammarError> {
         self.answer.as_mut().map_or(Ok(Vec::new()), AnswerMatcher::take_forced)
     }
 
-    /// Chooses the token after `sequence` by its logits, `[vocabulary]`. `ends` are the ids that end a text without a
+    /// Chooses the token after `sequence`. `ends` are the ids that end a text without a
     /// schema. Fails, with the reason, when the logits are no numbers.
     pub fn next(
         &mut self,
-        logits: &[f32],
+        opinion: Opinion<'_>,
         sequence: &Sequence,
         ends: &[u32],
         fast_forward: bool,
     ) -> Result<Chosen, String> {
         let Some(answer) = &mut self.answer else {
-            let token = self.sampler.sample(logits, None, sequence.tokens()).map_err(|error| error.to_string())?;
+            let token = sampled(&mut self.sampler, opinion, None, sequence)?;
             return Ok(match ends.contains(&token) {
                 true => Chosen { tokens: Vec::new(), forced: 0, finish: Some(Finish::Stop) },
                 false => {
@@ -64,8 +84,8 @@ impl Choice {
         };
         let broken = |error: GrammarError| error.to_string();
         let mask = answer.mask().map_err(broken)?;
-        let sampled = self.sampler.sample(logits, Some(mask), sequence.tokens()).map_err(|error| error.to_string())?;
-        let mut tokens = vec![answer.commit(sampled).map_err(broken)?];
+        let token = sampled(&mut self.sampler, opinion, Some(mask), sequence)?;
+        let mut tokens = vec![answer.commit(token).map_err(broken)?];
         if fast_forward {
             tokens.extend(answer.take_forced().map_err(broken)?);
         }
@@ -80,4 +100,17 @@ impl Choice {
     pub fn close(&mut self) -> Result<Vec<u32>, GrammarError> {
         self.answer.as_mut().map_or(Ok(Vec::new()), AnswerMatcher::close)
     }
+}
+
+fn sampled(
+    sampler: &mut Sampler,
+    opinion: Opinion<'_>,
+    mask: Option<&TokenMask>,
+    sequence: &Sequence,
+) -> Result<u32, String> {
+    let token = match opinion {
+        Opinion::Logits(logits) => sampler.sample(logits, mask, sequence.tokens()),
+        Opinion::Likeliest(best) => usable(best).map(|best| best.token),
+    };
+    token.map_err(|error| error.to_string())
 }

@@ -2,6 +2,7 @@
 
 mod choice;
 mod features;
+mod opinions;
 mod packed;
 mod preparer;
 #[cfg(test)]

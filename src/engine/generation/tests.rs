@@ -16,7 +16,7 @@ use crate::engine::{
 use crate::kv::KvStore;
 use crate::metrics::Metrics;
 use crate::model::{
-    self, Features, Generator, GeneratorParts, GeneratorShape, ModelError, Precision, Step, StepOutput, Trace,
+    self, Features, Generator, GeneratorParts, GeneratorShape, Logits, ModelError, Precision, Step, StepOutput, Trace,
     VisionInput,
 };
 
@@ -383,19 +383,20 @@ impl Generator for Odd {
         if self.broken || step.tokens.contains(&self.failing) {
             return Err(ModelError::Compute(candle_core::Error::Msg("no kernel".to_owned())));
         }
-        let mut output = self.inner.step(step, cache, trace)?;
+        let output = self.inner.step(step, cache, trace)?;
+        let mut logits = output.logits.into_host()?;
         let size = self.shape().vocabulary;
         let mut first = 0;
         for sequence in step.sequences {
             let rows = first..first + sequence.new;
             let is_odd = step.tokens[rows.clone()].contains(&self.not_a_number);
-            let rows_of_logits = step.logits.iter().zip(output.logits.chunks_exact_mut(size));
+            let rows_of_logits = step.logits.iter().zip(logits.chunks_exact_mut(size));
             for (_, logits) in rows_of_logits.filter(|(row, _)| is_odd && rows.contains(row)) {
                 logits.fill(f32::NAN);
             }
             first = rows.end;
         }
-        Ok(output)
+        Ok(StepOutput { logits: Logits::Host(logits), ..output })
     }
 }
 

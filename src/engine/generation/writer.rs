@@ -13,6 +13,7 @@ use rayon::prelude::*;
 
 use super::choice::{Choice, Chosen};
 use super::features::FeatureCache;
+use super::opinions::Opinions;
 use super::packed::{Packed, PackedPart};
 use super::writing::{PreparedGeneration, Writing};
 use crate::engine::api::InferenceError;
@@ -53,6 +54,14 @@ pub struct Writer {
     masks: Arc<ThreadPool>,
     fast_forward: bool,
     metrics: Arc<Metrics>,
+}
+
+/// What a step has left for its answers.
+struct Computed {
+    parts: Vec<PackedPart>,
+    opinions: Opinions,
+    /// Of the parts' pooled rows, one after the other.
+    hidden: Vec<f32>,
 }
 
 impl Writer {
@@ -244,9 +253,9 @@ impl Writer {
             self.writing.get_mut(&part.id).into_iter().for_each(|writing| _ = writing.started.get_or_insert(now));
         }
         let error = match self.compute(&plan.parts) {
-            Ok((parts, output)) => {
+            Ok(computed) => {
                 self.scheduler.complete(&plan);
-                self.choose(&parts, &output, settled);
+                self.choose(&computed, settled);
                 return Ok(());
             }
             Err(error) => error,
@@ -256,9 +265,9 @@ impl Writer {
         for part in &plan.parts {
             let alone = Plan { parts: vec![*part], ..Plan::default() };
             match self.compute(&alone.parts) {
-                Ok((parts, output)) => {
+                Ok(computed) => {
                     self.scheduler.complete(&alone);
-                    self.choose(&parts, &output, settled);
+                    self.choose(&computed, settled);
                 }
                 Err(error) => {
                     let failure = self.blame(error)?;
@@ -270,17 +279,17 @@ impl Writer {
     }
 
     /// One forward pass, with the masks of what will be sampled after it worked out beside it.
-    fn compute(&mut self, parts: &[Part]) -> Result<(Vec<PackedPart>, StepOutput), ModelError> {
+    fn compute(&mut self, parts: &[Part]) -> Result<Computed, ModelError> {
         let mut packed = Packed::default();
         for part in parts {
             if let (Some(sequence), Some(writing)) = (self.scheduler.sequence(part.id), self.writing.get(&part.id)) {
                 packed.add(sequence, part.range(), writing);
             }
         }
-        let sampling: HashSet<SequenceId> =
-            packed.parts.iter().filter(|part| part.samples).map(|part| part.id).collect();
+        let sampling: Vec<SequenceId> = packed.parts.iter().filter(|part| part.samples).map(|part| part.id).collect();
+        let is_sampling: HashSet<SequenceId> = sampling.iter().copied().collect();
         let choices: Vec<&mut Choice> =
-            self.choices.iter_mut().filter(|(id, _)| sampling.contains(id)).map(|(_, choice)| choice).collect();
+            self.choices.iter_mut().filter(|(id, _)| is_sampling.contains(id)).map(|(_, choice)| choice).collect();
         let (generator, cache) = (&mut self.generator, &mut self.cache);
         let started = Instant::now();
         let (output, computed) = self.masks.in_place_scope(|scope| {
@@ -293,8 +302,14 @@ impl Writer {
         let waited = computed.elapsed().as_secs_f64();
         self.metrics.mask_seconds_total.with_label_values(&[&self.name]).inc_by(waited);
         let parts = packed.parts;
-        self.charge(&parts, computed - started);
-        Ok((parts, output?))
+        let looked = Instant::now();
+        let opinions = output.and_then(|StepOutput { logits, hidden }| {
+            let opinions = Opinions::read(logits, &sampling, &mut self.choices, self.shape.vocabulary)?;
+            Ok((opinions, hidden))
+        });
+        self.charge(&parts, computed - started + looked.elapsed());
+        let (opinions, hidden) = opinions?;
+        Ok(Computed { parts, opinions, hidden })
     }
 
     /// Shares the step's time among its answers by tokens.
@@ -320,10 +335,10 @@ impl Writer {
     }
 
     /// Pools hidden states and adds the next token to every answer that this step was the last for.
-    fn choose(&mut self, parts: &[PackedPart], output: &StepOutput, settled: &mut Vec<Settled>) {
+    fn choose(&mut self, computed: &Computed, settled: &mut Vec<Settled>) {
         let width = self.shape.hidden;
-        let mut states = output.hidden.as_slice();
-        for part in parts {
+        let mut states = computed.hidden.as_slice();
+        for part in &computed.parts {
             let (own, rest) = states.split_at(part.pooled.len() * width);
             states = rest;
             if let Some(writing) = self.writing.get_mut(&part.id) {
@@ -333,7 +348,7 @@ impl Writer {
                 }
             }
         }
-        let chosen = self.chosen(parts, &output.logits);
+        let chosen = self.chosen(&computed.opinions);
         for (id, chosen) in chosen {
             match chosen {
                 Ok(chosen) => settled.extend(self.extend(id, chosen)),
@@ -346,20 +361,17 @@ impl Writer {
     }
 
     /// The next tokens of every answer that samples, worked out side by side.
-    fn chosen(&mut self, parts: &[PackedPart], logits: &[f32]) -> Vec<(SequenceId, Result<Chosen, String>)> {
-        let sampling = parts.iter().filter(|part| part.samples);
-        let rows: HashMap<SequenceId, &[f32]> =
-            sampling.zip(logits.chunks_exact(self.shape.vocabulary)).map(|(part, row)| (part.id, row)).collect();
+    fn chosen(&mut self, opinions: &Opinions) -> Vec<(SequenceId, Result<Chosen, String>)> {
         let scheduler = &self.scheduler;
         let waiting: Vec<_> = self
             .choices
             .iter_mut()
-            .filter_map(|(id, choice)| Some((*id, choice, *rows.get(id)?, scheduler.sequence(*id)?)))
+            .filter_map(|(id, choice)| Some((*id, choice, opinions.of(*id)?, scheduler.sequence(*id)?)))
             .collect();
         let (ends, fast_forward) = (&self.shape.end_tokens, self.fast_forward);
         waiting
             .into_par_iter()
-            .map(|(id, choice, row, sequence)| (id, choice.next(row, sequence, ends, fast_forward)))
+            .map(|(id, choice, opinion, sequence)| (id, choice.next(opinion, sequence, ends, fast_forward)))
             .collect()
     }
 

@@ -30,6 +30,11 @@ impl TokenMask {
         Self { words, size }
     }
 
+    /// Id `i` is bit `i % 32` of word `i / 32`.
+    pub fn words(&self) -> &[u32] {
+        &self.words
+    }
+
     /// How many ids there are, in the set or not.
     #[cfg(test)]
     pub fn size(&self) -> usize {

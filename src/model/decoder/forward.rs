@@ -8,7 +8,8 @@ use super::layer::{Layer, StepContext};
 use super::options::DecoderOptions;
 use crate::kv::{KvShape, KvStore};
 use crate::model::api::{ModelError, Splice, Step, StepOutput};
-use crate::model::layers::{AttentionPlan, Linear, RmsNorm};
+use crate::model::layers::{AttentionPlan, DevicePlan, Linear, RmsNorm};
+use crate::model::logits::Logits;
 use crate::model::trace::Trace;
 use crate::model::weights::{Matrix, Scope};
 
@@ -74,7 +75,9 @@ impl Decoder {
     ) -> std::result::Result<StepOutput, ModelError> {
         self.check(step)?;
         let plan = AttentionPlan::new(step.sequences, self.options.chunk, cache)?;
+        let DecoderOptions { heads, .. } = self.options;
         let context = StepContext {
+            kernels: DevicePlan::new(&plan, cache, (heads, self.dtype, &self.device))?,
             plan,
             angles: self.options.rope.angles(step.positions, self.dtype, &self.device)?,
             temperatures: self.temperatures(step.positions)?,
@@ -167,13 +170,15 @@ impl Decoder {
             hidden.index_select(&Tensor::new(rows, &self.device)?, 0)
         };
         let logits = match step.logits {
-            [] => Vec::new(),
-            rows => flat(self.head.forward(&pick(rows)?)?)?,
+            [] => Logits::default(),
+            rows => Logits::of(self.head.forward(&pick(rows)?)?)?,
         };
         let states = match step.hidden {
             [] => Vec::new(),
             rows => flat(pick(rows)?)?,
         };
+        // What fails on the device fails here, and not at the first look at what was computed.
+        self.device.synchronize()?;
         Ok(StepOutput { logits, hidden: states })
     }
 }

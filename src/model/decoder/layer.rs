@@ -5,7 +5,9 @@ use candle_core::{Result, Tensor};
 use super::options::{DecoderOptions, FeedForwardOptions, LayerOptions, QkNorm};
 use crate::kv::KvStore;
 use crate::model::api::ModelError;
-use crate::model::layers::{Angles, AttentionPlan, Experts, GatedFeedForward, Linear, RmsNorm, attend};
+use crate::model::layers::{
+    Angles, Arrangement, AttentionPlan, DevicePlan, Experts, GatedFeedForward, Linear, RmsNorm, attend,
+};
 use crate::model::trace::Trace;
 use crate::model::weights::Scope;
 
@@ -13,6 +15,8 @@ use crate::model::weights::Scope;
 pub struct StepContext<'a> {
     pub plan: AttentionPlan<'a>,
     pub angles: Angles,
+    /// Where kernels of our own attend.
+    pub kernels: Option<DevicePlan>,
     /// `[1, rows, 1]`
     pub temperatures: Option<Tensor>,
 }
@@ -111,7 +115,7 @@ impl SelfAttention {
                 key: RmsNorm::load(&scope.at("k_norm"), *head_dim, *epsilon)?,
             },
             QkNorm::Plain if layer.rotated => {
-                HeadNorms::AfterRotation(RmsNorm::plain(*head_dim, *epsilon, scope.device())?)
+                HeadNorms::AfterRotation(RmsNorm::plain(*head_dim, *epsilon, scope.activations(), scope.device())?)
             }
             QkNorm::Plain | QkNorm::None => HeadNorms::None,
         };
@@ -143,6 +147,11 @@ impl SelfAttention {
     ) -> Result<Tensor> {
         let (index, options) = (self.layer, self.options);
         let all = self.inward.forward(input)?;
+        // Kernels show nothing of what lies between.
+        if let Some(kernels) = context.kernels.as_ref().filter(|_| !trace.is_on()) {
+            let queries = kernels.arrange(&all, &self.arrangement(context), cache, index)?;
+            return kernels.attend(&queries, cache, index, options.chunked);
+        }
         let mut query = self.split(&all, 0, self.heads)?;
         let mut key = self.split(&all, self.heads, self.kv_heads)?;
         let value = self.split(&all, self.heads + self.kv_heads, self.kv_heads)?;
@@ -174,6 +183,20 @@ impl SelfAttention {
             );
         }
         Ok(out)
+    }
+
+    fn arrangement<'a>(&'a self, context: &'a StepContext<'_>) -> Arrangement<'a> {
+        let rotated = self.options.rotated;
+        Arrangement {
+            angles: rotated.then_some(&context.angles),
+            temperatures: context.temperatures.as_ref().filter(|_| !rotated),
+            norms: match &self.norms {
+                HeadNorms::None => None,
+                HeadNorms::BeforeRotation { query, key } => Some((query, key)),
+                HeadNorms::AfterRotation(norm) => Some((norm, norm)),
+            },
+            norms_first: matches!(self.norms, HeadNorms::BeforeRotation { .. }),
+        }
     }
 
     /// Some of the heads that lie side by side in `[rows, all heads * head_dim]`, as `[heads, rows, head_dim]`.

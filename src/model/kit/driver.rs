@@ -101,20 +101,27 @@ impl<'a> Driver<'a> {
             splices.extend(sequence.prompt.splices(*past..past + new, row, &sequence.features));
             row += new;
         }
-        let logits = rows.unwrap_or(&wanted);
-        let step =
-            Step { tokens: &tokens, positions: &positions, sequences: &steps, splices: &splices, logits, hidden: &[] };
+        let asked = rows.unwrap_or(&wanted);
+        let step = Step {
+            tokens: &tokens,
+            positions: &positions,
+            sequences: &steps,
+            splices: &splices,
+            logits: asked,
+            hidden: &[],
+        };
         let out = self.generator.step(&step, &mut self.cache, trace).unwrap();
         let vocabulary = self.generator.shape().vocabulary;
+        let logits = out.logits.into_host().unwrap();
         for (sequence, (new, _)) in sequences.iter_mut().zip(&parts) {
             sequence.past += new;
         }
         if rows.is_none() {
-            for (writer, logits) in writers.iter().zip(out.logits.chunks(vocabulary)) {
+            for (writer, logits) in writers.iter().zip(logits.chunks(vocabulary)) {
                 sequences[*writer].write(logits);
             }
         }
-        out.logits
+        logits
     }
 }
 

@@ -1,6 +1,6 @@
 //! Generators: every stage, every greedy id, alone and in company.
 
-use candle_core::{Device, Tensor};
+use candle_core::Tensor;
 
 use super::compare::{Limit, values};
 use super::driver::{Driver, Sequence};
@@ -8,6 +8,7 @@ use super::files::{Case, Kit};
 use crate::kv::BLOCK;
 use crate::model::api::{Generator, Prompt};
 use crate::model::family::GeneratorParts;
+use crate::model::fixture;
 use crate::model::registry::load;
 use crate::model::trace::Trace;
 use crate::model::weights::Precision;
@@ -41,7 +42,7 @@ fn for_each_generator(test: impl Fn(&str, &mut dyn Generator, &[(Case, Prompt)])
 
 /// The generator of that name, its tower included.
 pub fn generator(kit: &Kit, name: &str) -> GeneratorParts {
-    load(&kit.model(name), Precision::F32, &Device::Cpu).unwrap().generator.unwrap()
+    load(&kit.model(name), Precision::F32, &fixture::device()).unwrap().generator.unwrap()
 }
 
 fn written(sequences: &[Sequence]) -> Vec<&[u32]> {

@@ -6,6 +6,7 @@ use super::activation::activate;
 use super::linear::Linear;
 use crate::model::api::ModelError;
 use crate::model::config::Activation;
+use crate::model::kernels::{Argument, Grid, Kernel, launch, suffix, unwritten};
 use crate::model::weights::Scope;
 
 /// Three linear maps with the gate between them.
@@ -43,8 +44,21 @@ impl Module for GatedFeedForward {
 
 /// `silu(gate) * up` of `[rows, gate and up]`, each `width` wide.
 pub fn gated(both: &Tensor, width: usize) -> Result<Tensor> {
+    if both.device().is_cuda() {
+        return on_device(both, width);
+    }
     let gate = both.narrow(1, 0, width)?;
     // Side by side the gate's values are worked out on all threads.
-    let gate = if both.device().is_cpu() { activate(Activation::Silu, &gate.contiguous()?)? } else { gate.silu()? };
-    gate * both.narrow(1, width, width)?
+    activate(Activation::Silu, &gate.contiguous()?)? * both.narrow(1, width, width)?
+}
+
+fn on_device(both: &Tensor, width: usize) -> Result<Tensor> {
+    const THREADS: usize = 256;
+    const MOST_BLOCKS: usize = 4096;
+    let (device, dtype, rows) = (both.device(), both.dtype(), both.dim(0)?);
+    let out = unwritten((rows, width), dtype, device)?;
+    let blocks = (rows * width).div_ceil(THREADS * 16 / dtype.size_in_bytes()).clamp(1, MOST_BLOCKS);
+    let arguments = [Argument::Tensor(both), Argument::Tensor(&out), Argument::Count(rows), Argument::Count(width)];
+    launch(device, Kernel::Gated, &format!("gated_{}", suffix(dtype)?), Grid::new((blocks, 1), THREADS), &arguments)?;
+    Ok(out)
 }

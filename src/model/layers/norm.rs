@@ -1,7 +1,7 @@
 //! Normalisation of rows: by the root of the mean square (Zhang and Sennrich, 2019), and by mean and variance (Ba et al.,
 //! 2016). Sums are in f32 whatever the input is.
 
-use candle_core::{Device, Module, Result, Tensor};
+use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::model::api::ModelError;
 use crate::model::weights::Scope;
@@ -19,9 +19,20 @@ impl RmsNorm {
         Ok(Self { weight: scope.tensor("weight", &[size])?, epsilon: epsilon as f32 })
     }
 
-    /// A norm without weights.
-    pub fn plain(size: usize, epsilon: f64, device: &Device) -> Result<Self> {
-        Ok(Self { weight: Tensor::ones(size, candle_core::DType::F32, device)?, epsilon: epsilon as f32 })
+    /// A norm without weights, for inputs of format `dtype`.
+    pub fn plain(size: usize, epsilon: f64, dtype: DType, device: &Device) -> Result<Self> {
+        Ok(Self { weight: Tensor::ones(size, dtype, device)?, epsilon: epsilon as f32 })
+    }
+
+    /// With weights at hand, `[size]`.
+    #[cfg(test)]
+    pub fn of(weight: Tensor, epsilon: f32) -> Self {
+        Self { weight, epsilon }
+    }
+
+    /// `[size]`, and what is added to the mean square.
+    pub fn parts(&self) -> (&Tensor, f32) {
+        (&self.weight, self.epsilon)
     }
 
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {

@@ -208,6 +208,11 @@ pub struct Angles {
 }
 
 impl Angles {
+    /// Cosines and sines, `[rows, head_dim / 2]` each, and whether neighbours are turned together.
+    pub fn parts(&self) -> (&Tensor, &Tensor, bool) {
+        (&self.cosines, &self.sines, self.pairing == Pairing::Adjacent)
+    }
+
     /// Rotates `[heads, rows, head_dim]`.
     pub fn rotate(&self, heads: &Tensor) -> Result<Tensor> {
         let heads = heads.contiguous()?.unsqueeze(0)?;

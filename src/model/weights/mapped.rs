@@ -12,6 +12,7 @@ use candle_core::quantized::GgmlDType;
 use memmap2::{Mmap, UncheckedAdvice};
 use safetensors::{Dtype, SafeTensors};
 
+use super::drawn;
 use crate::model::api::ModelError;
 
 /// Bytes that are read before their pages are given back.
@@ -57,6 +58,8 @@ impl Layout {
 #[derive(Debug)]
 pub struct MappedFile {
     pub path: PathBuf,
+    /// Whether its numbers are drawn and not stored; see [`super::drawn`].
+    pub is_drawn: bool,
     pub(super) map: Mmap,
 }
 
@@ -65,12 +68,12 @@ impl MappedFile {
     pub(super) fn map(path: &Path) -> Result<Self, ModelError> {
         let failed = |source| ModelError::Read { path: path.to_owned(), source };
         let map = map(&File::open(path).map_err(failed)?).map_err(failed)?;
-        Ok(Self { path: path.to_owned(), map })
+        Ok(Self { path: path.to_owned(), is_drawn: false, map })
     }
 
     /// Maps a safetensors file and adds its tensors to `index` under file number `file`.
     pub fn open(path: &Path, file: usize, index: &mut HashMap<String, Stored>) -> Result<Self, ModelError> {
-        let mapped = Self::map(path)?;
+        let mut mapped = Self::map(path)?;
         let map = &mapped.map;
         let malformed = |error: safetensors::SafeTensorError| {
             ModelError::malformed(path, format!("not a safetensors file: {error}"))
@@ -93,6 +96,8 @@ impl MappedFile {
             let format = format!("{:?}", info.dtype);
             index.insert(name, Stored { file, shape: info.shape.clone(), layout, format, start, end });
         }
+        let notes = metadata.metadata().as_ref();
+        mapped.is_drawn = notes.is_some_and(|notes| notes.get(drawn::KEY).is_some_and(|value| value == drawn::VALUE));
         Ok(mapped)
     }
 

@@ -1,6 +1,7 @@
 //! The weights of a model: found in files, mapped, and held in the number format that was asked for.
 
 mod directory;
+mod drawn;
 mod gguf_file;
 mod held;
 mod mapped;
@@ -10,6 +11,7 @@ mod rows;
 mod scope;
 
 pub use directory::{read_json, weight_files};
+pub use drawn::{KEY as DRAWN_KEY, VALUE as DRAWN_VALUE};
 pub use gguf_file::Metadata;
 pub use held::{Held, HeldTensor};
 pub use precision::Precision;

@@ -6,6 +6,7 @@ use candle_core::quantized::{GgmlDType, QStorage, QTensor};
 use candle_core::{DType, Device, Result, Tensor};
 use half::{bf16, f16};
 
+use super::drawn;
 use super::mapped::{Layout, MappedFile, Stored};
 
 /// Rows that are converted at once hold about so many numbers: what is large and short-lived leaves holes in the heap.
@@ -41,6 +42,9 @@ pub fn tensor(found: Found<'_>, range: Range<usize>, shape: &[usize], held: DTyp
 /// A 16-bit number to f32 is exact, and back gives the same number, so every format goes through f32.
 fn each((file, stored, layout): Found<'_>, range: Range<usize>, mut take: impl FnMut(f32)) {
     match layout {
+        _ if file.is_drawn => {
+            range.for_each(|index| take(drawn::number(stored.start + index, stored.shape.len() == 1)))
+        }
         Layout::Blocks(blocks) => {
             let length = blocks.block_size();
             let range = range.start / length..range.end.div_ceil(length);

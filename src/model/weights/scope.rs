@@ -14,6 +14,7 @@ use candle_core::{DType, Device, Tensor};
 use rayon::prelude::*;
 
 use super::directory::{SINGLE, weight_files};
+use super::drawn;
 use super::gguf_file::{self, Metadata};
 use super::held::{Held, HeldTensor};
 use super::mapped::{Layout, MappedFile, Stored};
@@ -137,6 +138,11 @@ impl Weights {
         }
     }
 
+    /// Whether there are no numbers to read and the device makes them faster.
+    fn draws_on_device(&self) -> bool {
+        self.device.is_cuda() && !self.precision.quantises() && self.files.iter().all(|file| file.is_drawn)
+    }
+
     /// The blocks in which a tensor is kept because it is stored so.
     fn kept(&self, layout: Layout) -> Option<GgmlDType> {
         match layout {
@@ -166,6 +172,7 @@ impl Weights {
         let found = self.find(&name, expected)?;
         let count = expected.iter().product();
         let tensor = match self.with_values {
+            true if self.draws_on_device() => drawn::tensor(expected, held, &self.device)?,
             true => rows::tensor(found, 0..count, expected, held, &self.device)?,
             false => zeros(expected, held)?,
         };
@@ -214,6 +221,7 @@ impl Weights {
             None => {
                 let held = self.precision.table(stored);
                 let tensor = match self.with_values {
+                    true if self.draws_on_device() => drawn::tensor(&[outputs, inputs], held, &self.device)?,
                     true => rows::dense((outputs, inputs), held, &self.device, rows)?,
                     false => zeros(&[outputs, inputs], held)?,
                 };
@@ -350,7 +358,11 @@ impl Scope<'_> {
         let name = self.name(name);
         let found = self.weights.find(&name, &[stack, inputs, outputs])?;
         let size = inputs * outputs;
-        let range = if self.weights.with_values { index * size..(index + 1) * size } else { 0..0 };
+        let range = if self.weights.with_values && !self.weights.draws_on_device() {
+            index * size..(index + 1) * size
+        } else {
+            0..0
+        };
         let values = rows::floats(found, range);
         self.weights.matrix(format!("{name}[{index}]"), (outputs, inputs), found.2.float(), |rows| {
             turned_rows(&values, rows, (inputs, outputs))

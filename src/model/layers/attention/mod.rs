@@ -1,9 +1,12 @@
-//! Causal attention over the paged cache: what a step's rows may see, and the two ways to compute it.
+//! Causal attention over the paged cache: what a step's rows may see, and the ways to compute it.
 
+mod device;
 mod gathered;
 mod host;
 mod paged;
 mod plan;
+mod tiles;
 
+pub use device::{Arrangement, DevicePlan};
 pub use paged::attend;
 pub use plan::AttentionPlan;

@@ -1,0 +1,72 @@
+//! From a step's logits to what each answer's choice needs of them.
+//!
+//! On the host that is its row. A device that chooses itself is asked for the likeliest allowed tokens of all answers at
+//! once, so that ids are all that comes back; only a row that is sampled from is copied. Invariant: whichever it is, an
+//! answer goes on the same.
+
+use std::collections::HashMap;
+
+use candle_core::Tensor;
+
+use super::choice::{Choice, Opinion};
+use crate::engine::sequence::SequenceId;
+use crate::model::{Likeliest, Logits, ModelError};
+
+/// What the model thinks of every answer that samples.
+#[derive(Default)]
+pub struct Opinions {
+    /// Rows of logits, one after the other.
+    rows: Vec<f32>,
+    vocabulary: usize,
+    of: HashMap<SequenceId, Kind>,
+}
+
+enum Kind {
+    Row(usize),
+    Likeliest(Likeliest),
+}
+
+impl Opinions {
+    /// `sampling` are the answers of the rows of `logits`, in order. Waits for the device. Fails when it does.
+    pub fn read(
+        logits: Logits,
+        sampling: &[SequenceId],
+        choices: &mut HashMap<SequenceId, Choice>,
+        vocabulary: usize,
+    ) -> Result<Self, ModelError> {
+        let row = |(row, id): (usize, &SequenceId)| (*id, Kind::Row(row));
+        let mut of: HashMap<SequenceId, Kind> = sampling.iter().enumerate().map(row).collect();
+        let device = match logits {
+            Logits::Host(rows) => return Ok(Self { rows, vocabulary, of }),
+            Logits::Device(device) => device,
+        };
+        let wanted: Vec<Option<Vec<u32>>> = sampling
+            .iter()
+            .map(|id| choices.get_mut(id).and_then(Choice::mask).map(|mask| mask.words().to_vec()))
+            .collect();
+        let masks: Vec<Option<&[u32]>> = wanted.iter().map(Option::as_deref).collect();
+        let best = Logits::Device(device.clone()).likeliest(&masks, vocabulary)?;
+        let mut drawn = Vec::new();
+        for (row, (id, best)) in sampling.iter().zip(best).enumerate() {
+            let takes_likeliest = choices.get(id).is_none_or(Choice::takes_likeliest);
+            of.insert(*id, if takes_likeliest { Kind::Likeliest(best) } else { Kind::Row(drawn.len()) });
+            drawn.extend((!takes_likeliest).then_some(row as u32));
+        }
+        let rows = match drawn.is_empty() {
+            true => Vec::new(),
+            false => {
+                let drawn = Tensor::new(drawn, device.device())?;
+                Logits::Device(device.index_select(&drawn, 0)?).into_host()?
+            }
+        };
+        Ok(Self { rows, vocabulary, of })
+    }
+
+    /// What is thought of this answer, if it samples.
+    pub fn of(&self, id: SequenceId) -> Option<Opinion<'_>> {
+        Some(match self.of.get(&id)? {
+            Kind::Row(row) => Opinion::Logits(self.rows.get(row * self.vocabulary..(row + 1) * self.vocabulary)?),
+            Kind::Likeliest(best) => Opinion::Likeliest(*best),
+        })
+    }
+}

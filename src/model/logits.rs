@@ -1,0 +1,142 @@
+//! Next-token logits, where the step left them: on the host, or on a device that chooses the likeliest token itself.
+//!
+//! Invariant: what is likeliest is the same on both: of equal tokens the first, and a NaN before all, so that it shows.
+
+use candle_core::{DType, Result, Tensor};
+
+use super::kernels::{Argument, Grid, Kernel, launch, suffix, unwritten};
+
+/// Logits of a step's wanted rows.
+#[derive(Debug, Clone)]
+pub enum Logits {
+    /// `[wanted, vocabulary]`, row after row.
+    Host(Vec<f32>),
+    /// `[wanted, vocabulary]`, in the format of activations.
+    Device(Tensor),
+}
+
+impl Default for Logits {
+    fn default() -> Self {
+        Self::Host(Vec::new())
+    }
+}
+
+/// The likeliest of the allowed tokens.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub struct Likeliest {
+    pub token: u32,
+    /// Minus infinity where no token is allowed, or none has more.
+    pub logit: f32,
+}
+
+impl Likeliest {
+    /// The token, or the logit that is no number to choose by.
+    pub fn checked(self) -> std::result::Result<u32, f32> {
+        if self.logit.is_finite() { Ok(self.token) } else { Err(self.logit) }
+    }
+}
+
+impl Logits {
+    /// Takes over `[wanted, vocabulary]`: to the host, unless a device that chooses holds it.
+    pub fn of(logits: Tensor) -> Result<Self> {
+        if logits.device().is_cuda() {
+            return Ok(Self::Device(logits));
+        }
+        Ok(Self::Host(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+    }
+
+    /// All of them, row after row. From a device a copy that waits for it.
+    pub fn into_host(self) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(logits) => Ok(logits),
+            Self::Device(logits) => logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
+        }
+    }
+
+    /// The likeliest token of each row, out of `masks` where there are some: a bit for each token, the lowest first.
+    pub fn likeliest(&self, masks: &[Option<&[u32]>], vocabulary: usize) -> Result<Vec<Likeliest>> {
+        match self {
+            Self::Host(logits) => {
+                Ok(logits.chunks_exact(vocabulary).zip(masks).map(|(row, mask)| likeliest(row, *mask)).collect())
+            }
+            Self::Device(logits) => on_device(logits, masks),
+        }
+    }
+}
+
+/// The likeliest token of one row; see [`Logits::likeliest`].
+pub fn likeliest(row: &[f32], mask: Option<&[u32]>) -> Likeliest {
+    let mut best = Likeliest { token: 0, logit: f32::NEG_INFINITY };
+    let mut see = |token: usize, logit: f32| {
+        if logit > best.logit || logit.is_nan() && !best.logit.is_nan() {
+            best = Likeliest { token: token as u32, logit };
+        }
+    };
+    match mask {
+        None => row.iter().enumerate().for_each(|(token, logit)| see(token, *logit)),
+        Some(words) => {
+            // Most words of a schema's masks are empty.
+            for (place, (word, logits)) in words.iter().zip(row.chunks(32)).enumerate().filter(|(_, both)| *both.0 != 0)
+            {
+                let allowed = logits.iter().enumerate().filter(|(bit, _)| word & (1 << bit) != 0);
+                allowed.for_each(|(bit, logit)| see(place * 32 + bit, *logit));
+            }
+        }
+    }
+    best
+}
+
+fn on_device(logits: &Tensor, masks: &[Option<&[u32]>]) -> Result<Vec<Likeliest>> {
+    const THREADS: usize = 1024;
+    let (rows, vocabulary) = logits.dims2()?;
+    let device = logits.device();
+    let words = vocabulary.div_ceil(32);
+    let masks = match masks.iter().any(Option::is_some) {
+        false => None,
+        true => {
+            let mut all = Vec::with_capacity(rows * words);
+            for mask in masks {
+                let until = all.len() + words;
+                match mask {
+                    Some(mask) => all.extend(mask.iter().take(words)),
+                    None => all.resize(until, u32::MAX),
+                }
+                all.resize(until, 0);
+            }
+            Some(Tensor::from_vec(all, (rows, words), device)?)
+        }
+    };
+    let chosen = unwritten((rows, 2), DType::U32, device)?;
+    let arguments = [
+        Argument::Tensor(logits),
+        masks.as_ref().map_or(Argument::Nothing, Argument::Tensor),
+        Argument::Tensor(&chosen),
+        Argument::Count(vocabulary),
+    ];
+    let name = format!("choose_{}", suffix(logits.dtype())?);
+    launch(device, Kernel::Choose, &name, Grid::new((rows, 1), THREADS), &arguments)?;
+    let chosen = chosen.to_vec2::<u32>()?;
+    Ok(chosen.iter().map(|row| Likeliest { token: row[0], logit: f32::from_bits(row[1]) }).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_likeliest_is_the_first_of_the_highest_that_are_allowed() {
+        let mut row = vec![0.0; 70];
+        (row[5], row[40], row[69]) = (2.0, 3.0, 3.0);
+        assert_eq!(likeliest(&row, None), Likeliest { token: 40, logit: 3.0 });
+        assert_eq!(likeliest(&row, Some(&[1 << 5 | 1, 0, 0])), Likeliest { token: 5, logit: 2.0 });
+        assert_eq!(likeliest(&row, Some(&[0, 0, 1 << 5])), Likeliest { token: 69, logit: 3.0 });
+        assert_eq!(likeliest(&row, Some(&[0; 3])).logit, f32::NEG_INFINITY);
+    }
+
+    #[test]
+    fn a_logit_that_is_no_number_shows_if_it_is_allowed() {
+        let row = [1.0, f32::NAN, 5.0];
+        assert!(likeliest(&row, None).logit.is_nan());
+        assert_eq!(likeliest(&row, Some(&[0b101])).token, 2);
+    }
+}
