@@ -34,12 +34,14 @@ ENV CUDA_COMPUTE_CAP=${CUDA_COMPUTE_CAP}
 FROM tools-cpu AS dependencies-cpu
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY src/model/kernels/build.rs src/model/kernels/build.rs
 RUN mkdir -p src tests && touch src/lib.rs tests/main.rs && echo 'fn main() {}' > src/main.rs \
  && cargo build --release --locked --bin assay
 
 FROM tools-cuda AS dependencies-cuda
 WORKDIR /build
 COPY Cargo.toml Cargo.lock ./
+COPY src/model/kernels/build.rs src/model/kernels/build.rs
 RUN mkdir -p src tests && touch src/lib.rs tests/main.rs && echo 'fn main() {}' > src/main.rs \
  && cargo build --release --locked --features cuda --bin assay
 

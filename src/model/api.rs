@@ -11,6 +11,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
+use super::hidden::HiddenStates;
 use super::logits::Logits;
 use super::trace::Trace;
 use crate::kv::{BlockId, KvStore};
@@ -252,8 +253,8 @@ pub struct Step<'a> {
 pub struct StepOutput {
     /// Of the wanted rows.
     pub logits: Logits,
-    /// `[wanted, hidden]`, row after row.
-    pub hidden: Vec<f32>,
+    /// Of the wanted rows.
+    pub hidden: HiddenStates,
 }
 
 /// What a vision tower makes of one picture; lives on the device.

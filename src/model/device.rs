@@ -24,7 +24,7 @@ pub fn open_device(name: &str) -> Result<Device, ModelError> {
 pub fn free_memory(device: &Device) -> u64 {
     match device {
         Device::Cpu => host_memory(),
-        _ => device_memory(),
+        device => device_memory(device),
     }
 }
 
@@ -51,23 +51,70 @@ fn file_pages(statistics: &str) -> u64 {
 }
 
 #[cfg(feature = "cuda")]
-fn device_memory() -> u64 {
-    candle_core::cuda_backend::cudarc::driver::result::mem_get_info().map_or(0, |(free, _)| free as u64)
+fn device_memory(device: &Device) -> u64 {
+    let free = || -> candle_core::Result<u64> {
+        use candle_core::cuda_backend::WrapErr;
+        let stream = device.as_cuda_device()?.cuda_stream();
+        stream.context().bind_to_thread().w()?;
+        stream.synchronize().w()?;
+        cuda::give_back(stream.context().ordinal()).w()?;
+        candle_core::cuda_backend::cudarc::driver::result::mem_get_info().w().map(|(free, _)| free as u64)
+    };
+    free().unwrap_or_default()
 }
 
 #[cfg(not(feature = "cuda"))]
-fn device_memory() -> u64 {
+fn device_memory(_device: &Device) -> u64 {
     0
 }
 
 #[cfg(feature = "cuda")]
 fn open_cuda(name: &str, ordinal: usize) -> Result<Device, ModelError> {
-    Device::new_cuda(ordinal).map_err(|error| refused(name, &error.to_string()))
+    cuda::open(ordinal).map_err(|error| refused(name, &error.to_string()))
 }
 
 #[cfg(not(feature = "cuda"))]
 fn open_cuda(name: &str, _ordinal: usize) -> Result<Device, ModelError> {
     Err(refused(name, "this build has no CUDA; build with `--features cuda` or write \"cpu\""))
+}
+
+#[cfg(feature = "cuda")]
+#[allow(unsafe_code)]
+mod cuda {
+    use candle_core::cuda_backend::WrapErr;
+    use candle_core::cuda_backend::cudarc::driver::{DriverError, result, sys};
+    use candle_core::{CudaDevice, Device, Result};
+
+    /// Opens a device whose work is queued in one stream, whichever thread asks for it.
+    pub fn open(ordinal: usize) -> Result<Device> {
+        let device = CudaDevice::new_with_stream(ordinal)?;
+        // SAFETY: events order the use of a tensor by several streams, and this device has one. They cost more than small
+        // kernels do.
+        unsafe { device.disable_event_tracking() };
+        keep(ordinal).w()?;
+        Ok(Device::Cuda(device))
+    }
+
+    /// Memory that tensors give up stays with the process for the next ones: else every wait for the device gives it back
+    /// to the driver, and every step asks for it again.
+    fn keep(ordinal: usize) -> std::result::Result<(), DriverError> {
+        let mut threshold = u64::MAX;
+        let attribute = sys::CUmemPool_attribute::CU_MEMPOOL_ATTR_RELEASE_THRESHOLD;
+        // SAFETY: the pool is the device's own, and the attribute is a 64-bit number.
+        unsafe { result::mem_pool::set_attribute(pool(ordinal)?, attribute, (&raw mut threshold).cast()) }
+    }
+
+    /// Gives memory that no tensor uses back to the driver.
+    pub fn give_back(ordinal: usize) -> std::result::Result<(), DriverError> {
+        // SAFETY: the pool is the device's own, and loses nothing that is in use.
+        unsafe { result::mem_pool::trim_to(pool(ordinal)?, 0) }
+    }
+
+    fn pool(ordinal: usize) -> std::result::Result<sys::CUmemoryPool, DriverError> {
+        let device = result::device::get(ordinal as i32)?;
+        // SAFETY: the device comes from the driver.
+        unsafe { result::device::get_default_mem_pool(device) }
+    }
 }
 
 fn refused(name: &str, detail: &str) -> ModelError {

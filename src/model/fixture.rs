@@ -36,7 +36,8 @@ pub struct Decoded {
 
 /// Where generators are compared: the CPU, or what `ASSAY_PARITY_DEVICE` names.
 pub fn device() -> Device {
-    open_device(&std::env::var("ASSAY_PARITY_DEVICE").unwrap_or_else(|_| "cpu".to_owned())).unwrap()
+    let named = std::env::var_os("ASSAY_PARITY_DEVICE");
+    open_device(named.as_deref().map_or("cpu", |name| name.to_str().unwrap())).unwrap()
 }
 
 /// Loads the encoder in `directory` onto the CPU.

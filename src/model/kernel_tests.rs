@@ -13,7 +13,7 @@ use rand_chacha::ChaCha8Rng;
 use super::api::SequenceStep;
 use super::device::open_device;
 use super::layers::{
-    Arrangement, AttentionPlan, DevicePlan, ExpertSizes, Experts, Pairing, RmsNorm, Rope, RopeSettings, attend,
+    Arrangement, AttentionPlan, DevicePlan, ExpertSizes, Experts, Pairing, RmsNorm, Rope, RopeSettings, attend, gated,
 };
 use super::logits::{Logits, likeliest};
 use super::trace::Trace;
@@ -264,5 +264,37 @@ fn experts_together_equal_experts_one_by_one() {
         let input = input.to_dtype(DType::F16).unwrap().to_device(&gpu).unwrap();
         let distance = farthest(&there.forward(&input, 0, &mut Trace::off()).unwrap(), &expected);
         assert!(distance < 1e-2, "{rows} rows are off by {distance}");
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn a_sum_is_normalised_as_the_layer_does_it() {
+    let (gpu, mut numbers) = (gpu(), ChaCha8Rng::seed_from_u64(11));
+    for (dtype, limit) in FORMATS {
+        for width in [7, 96, 4096, 5120] {
+            let [one, other] = [(); 2].map(|()| random(&mut numbers, &[9, width], dtype));
+            let weight = random(&mut numbers, &[width], dtype);
+            let there = |tensor: &Tensor| tensor.to_dtype(dtype).unwrap().to_device(&gpu).unwrap();
+            let (sum, normed) = RmsNorm::of(there(&weight), 1e-5).after_adding(&there(&one), &there(&other)).unwrap();
+            let expected = RmsNorm::of(weight, 1e-5).after_adding(&one, &other).unwrap();
+            let distance = farthest(&sum, &expected.0).max(farthest(&normed, &expected.1));
+            assert!(distance < limit, "{dtype:?} {width}: off by {distance}");
+        }
+    }
+}
+
+#[test]
+#[ignore = "needs a CUDA device"]
+fn gates_are_those_of_the_layer() {
+    let (gpu, mut numbers) = (gpu(), ChaCha8Rng::seed_from_u64(12));
+    for (dtype, limit) in FORMATS {
+        for (rows, width) in [(1, 7), (5, 96), (70, 1536)] {
+            let both = random(&mut numbers, &[rows, 2 * width], dtype);
+            let expected = gated(&both, width).unwrap();
+            let found = gated(&both.to_dtype(dtype).unwrap().to_device(&gpu).unwrap(), width).unwrap();
+            let distance = farthest(&found, &expected);
+            assert!(distance < limit, "{dtype:?} {rows} x {width}: off by {distance}");
+        }
     }
 }

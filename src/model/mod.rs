@@ -15,6 +15,7 @@ mod fingerprint;
 #[cfg(test)]
 mod fixture;
 mod gguf;
+mod hidden;
 mod hub;
 mod image;
 mod image_processor;
@@ -53,6 +54,7 @@ pub use chat::TextStream;
 pub use device::{free_memory, open_device};
 pub use drift::{Drift, Observed, observe};
 pub use family::{EncoderParts, GeneratorParts};
+pub use hidden::HiddenStates;
 pub use hub::{HubAddress, HubError, HubOptions, locate};
 pub use logits::{Likeliest, Logits, likeliest};
 pub use registry::{Loaded, Outline, is_model, load, outline};

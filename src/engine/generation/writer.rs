@@ -60,8 +60,8 @@ pub struct Writer {
 struct Computed {
     parts: Vec<PackedPart>,
     opinions: Opinions,
-    /// Of the parts' pooled rows, one after the other.
-    hidden: Vec<f32>,
+    /// Of each part's pooled rows: all of them, or their sum.
+    hidden: Vec<Vec<f32>>,
 }
 
 impl Writer {
@@ -305,6 +305,11 @@ impl Writer {
         let looked = Instant::now();
         let opinions = output.and_then(|StepOutput { logits, hidden }| {
             let opinions = Opinions::read(logits, &sampling, &mut self.choices, self.shape.vocabulary)?;
+            let pooled: Vec<usize> = parts.iter().map(|part| part.pooled.len()).collect();
+            let hidden = match pooled.iter().sum() {
+                0_usize => vec![Vec::new(); parts.len()],
+                _ => hidden.grouped(&pooled, self.shape.hidden)?,
+            };
             Ok((opinions, hidden))
         });
         self.charge(&parts, computed - started + looked.elapsed());
@@ -337,12 +342,9 @@ impl Writer {
     /// Pools hidden states and adds the next token to every answer that this step was the last for.
     fn choose(&mut self, computed: &Computed, settled: &mut Vec<Settled>) {
         let width = self.shape.hidden;
-        let mut states = computed.hidden.as_slice();
-        for part in &computed.parts {
-            let (own, rest) = states.split_at(part.pooled.len() * width);
-            states = rest;
+        for (part, states) in computed.parts.iter().zip(&computed.hidden) {
             if let Some(writing) = self.writing.get_mut(&part.id) {
-                writing.pool(own, width);
+                writing.pool(states, width, part.pooled.len());
                 if part.tokens.end >= writing.prompt.ids.len() {
                     writing.features = Vec::new();
                 }

@@ -77,14 +77,14 @@ impl Writing {
         if from < to && from == pooled.next { from..to } else { range.start..range.start }
     }
 
-    /// Adds the hidden states, `[states, width]`, of the tokens that [`pooled_tokens`](Self::pooled_tokens) named.
-    pub fn pool(&mut self, states: &[f32], width: usize) {
+    /// Adds the hidden states, `[.., width]`, of the `tokens` that [`pooled_tokens`](Self::pooled_tokens) named, or their sum.
+    pub fn pool(&mut self, states: &[f32], width: usize, tokens: usize) {
         let Some(pooled) = &mut self.pooled else { return };
         pooled.sum.resize(width, 0.0);
         for state in states.chunks_exact(width) {
             pooled.sum.iter_mut().zip(state).for_each(|(sum, value)| *sum += value);
-            pooled.next += 1;
         }
+        pooled.next += tokens;
     }
 
     /// Its prompt will be computed again; what was pooled whole is kept.
@@ -121,8 +121,8 @@ mod tests {
     /// Pools the token numbers themselves.
     fn compute(writing: &mut Writing, range: Range<usize>) {
         let wanted = writing.pooled_tokens(&range);
-        let states: Vec<f32> = wanted.flat_map(|token| [token as f32, 1.0]).collect();
-        writing.pool(&states, 2);
+        let states: Vec<f32> = wanted.clone().flat_map(|token| [token as f32, 1.0]).collect();
+        writing.pool(&states, 2, wanted.len());
     }
 
     #[test]
@@ -146,7 +146,7 @@ mod tests {
     #[test]
     fn states_that_are_no_numbers_make_no_embedding() {
         let mut writing = writing(9);
-        writing.pool(&[f32::NAN, 1.0], 2);
+        writing.pool(&[f32::NAN, 1.0], 2, 1);
         assert!(writing.embedding().is_err());
     }
 }

@@ -8,6 +8,7 @@ use super::layer::{Layer, StepContext};
 use super::options::DecoderOptions;
 use crate::kv::{KvShape, KvStore};
 use crate::model::api::{ModelError, Splice, Step, StepOutput};
+use crate::model::hidden::HiddenStates;
 use crate::model::layers::{AttentionPlan, DevicePlan, Linear, RmsNorm};
 use crate::model::logits::Logits;
 use crate::model::trace::Trace;
@@ -164,7 +165,6 @@ impl Decoder {
     }
 
     fn output(&self, hidden: &Tensor, step: &Step<'_>, wanted: &Wanted) -> std::result::Result<StepOutput, ModelError> {
-        let flat = |tensor: Tensor| tensor.to_dtype(DType::F32)?.flatten_all()?.to_vec1::<f32>();
         let pick = |rows: &[usize]| -> Result<Tensor> {
             let rows: Vec<u32> = rows.iter().map(|row| wanted.place(*row)).collect();
             hidden.index_select(&Tensor::new(rows, &self.device)?, 0)
@@ -174,8 +174,8 @@ impl Decoder {
             rows => Logits::of(self.head.forward(&pick(rows)?)?)?,
         };
         let states = match step.hidden {
-            [] => Vec::new(),
-            rows => flat(pick(rows)?)?,
+            [] => HiddenStates::default(),
+            rows => HiddenStates::of(pick(rows)?)?,
         };
         // What fails on the device fails here, and not at the first look at what was computed.
         self.device.synchronize()?;
@@ -267,7 +267,8 @@ mod tests {
             let (tokens, positions, splices) = (&tokens, &positions, &[splice]);
             let step = Step { tokens, positions, sequences: &sequences, splices, logits: &[], hidden: wanted };
             let mut cache = generator.cache(1).unwrap();
-            generator.step(&step, &mut cache, &mut Trace::off()).unwrap().hidden
+            let states = generator.step(&step, &mut cache, &mut Trace::off()).unwrap().hidden;
+            states.grouped(&[wanted.len()], width).unwrap().remove(0)
         };
         let all = hidden(&[0, 1, 2, 3, 4, 5]);
         for wanted in [vec![5], vec![0, 3], vec![2, 4, 5], vec![1]] {

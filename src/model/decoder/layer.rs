@@ -71,8 +71,7 @@ impl Layer {
 
     /// The second half: what came in and what was attended, of all rows or of the same few, to `[rows, hidden]`.
     pub fn finish(&self, input: &Tensor, attended: &Tensor, trace: &mut Trace) -> Result<Tensor> {
-        let hidden = (input + self.attention.output.forward(attended)?)?;
-        let normed = self.forward_norm.forward(&hidden)?;
+        let (hidden, normed) = self.forward_norm.after_adding(input, &self.attention.output.forward(attended)?)?;
         hidden + self.feed_forward.forward(&normed, self.index, trace)?
     }
 }

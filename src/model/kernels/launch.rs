@@ -13,6 +13,7 @@ pub enum Kernel {
     Choose,
     Experts,
     Gated,
+    Norm,
 }
 
 /// A parameter of a kernel.
@@ -112,6 +113,7 @@ fn source(kernel: Kernel) -> (&'static str, &'static str) {
         Kernel::Choose => ptx!("choose"),
         Kernel::Experts => ptx!("experts"),
         Kernel::Gated => ptx!("gated"),
+        Kernel::Norm => ptx!("norm"),
     }
 }
 

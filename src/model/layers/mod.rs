@@ -27,6 +27,8 @@ pub use encoder::{
 pub use experts::{ExpertSizes, Experts};
 pub use feed_forward::FeedForward;
 pub use gated::GatedFeedForward;
+#[cfg(test)]
+pub use gated::gated;
 pub use linear::Linear;
 pub use norm::{LayerNorm, RmsNorm};
 pub use patch_grid::{PatchGrid, grid_positions};

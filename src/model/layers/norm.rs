@@ -4,6 +4,7 @@
 use candle_core::{DType, Device, Module, Result, Tensor};
 
 use crate::model::api::ModelError;
+use crate::model::kernels::{Argument, Grid, Kernel, launch, suffix, unwritten};
 use crate::model::weights::Scope;
 
 /// `x / sqrt(mean(x^2) + epsilon) * weight` over the last axis; squares are summed in f32.
@@ -33,6 +34,28 @@ impl RmsNorm {
     /// `[size]`, and what is added to the mean square.
     pub fn parts(&self) -> (&Tensor, f32) {
         (&self.weight, self.epsilon)
+    }
+
+    /// The sum of two tensors, `[rows, size]`, and the same normalised.
+    pub fn after_adding(&self, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
+        if one.device().is_cuda() && self.weight.dtype() == one.dtype() {
+            return self.on_device(one, other);
+        }
+        let sum = (one + other)?;
+        let normed = self.forward(&sum)?;
+        Ok((sum, normed))
+    }
+
+    fn on_device(&self, one: &Tensor, other: &Tensor) -> Result<(Tensor, Tensor)> {
+        const THREADS: usize = 512;
+        let (rows, width) = one.dims2()?;
+        let (device, dtype) = (one.device(), one.dtype());
+        let (sum, normed) = (unwritten((rows, width), dtype, device)?, unwritten((rows, width), dtype, device)?);
+        let [a, b, w, s, n] = [one, other, &self.weight, &sum, &normed].map(Argument::Tensor);
+        let arguments = [a, b, w, s, n, Argument::Count(width), Argument::Real(self.epsilon)];
+        let name = format!("add_and_normalise_{}", suffix(dtype)?);
+        launch(device, Kernel::Norm, &name, Grid::new((rows, 1), THREADS), &arguments)?;
+        Ok((sum, normed))
     }
 
     pub fn forward(&self, input: &Tensor) -> Result<Tensor> {

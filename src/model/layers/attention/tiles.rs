@@ -14,7 +14,7 @@ const NARROW: usize = 16;
 const LEAST_KEYS: usize = 128;
 
 /// Tiles that keep a large device busy.
-const ENOUGH: usize = 264;
+const ENOUGH: usize = 1024;
 
 /// Some rows and the keys that are looked at for them, as the kernels read it.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -178,9 +178,9 @@ mod tests {
             |sequence: usize| Segment { rows: sequence..sequence + 1, position: 4095, first_key: 0, sequence };
         let alone = Tiles::new(&[segment(0)], &[0], 4, 8).unwrap();
         assert_eq!((alone.narrow.len(), alone.merges.len()), (32, 1));
-        let many: Vec<Segment> = (0..64).map(segment).collect();
-        let many = Tiles::new(&many, &[0; 64], 4, 8).unwrap();
-        assert_eq!((many.narrow.len(), many.merges.len()), (64, 0));
+        let many: Vec<Segment> = (0..128).map(segment).collect();
+        let many = Tiles::new(&many, &[0; 128], 4, 8).unwrap();
+        assert_eq!((many.narrow.len(), many.merges.len()), (128, 0));
         assert_eq!(Tiles::new(&[segment(0)], &[0], 65, 1), None);
     }
 }
