@@ -1,6 +1,5 @@
 //! `assay bench`, and `assay model drift`: what this machine and number formats do, as ratios measured in one run.
 
-mod ceilings;
 mod drift;
 mod engine;
 mod memory;

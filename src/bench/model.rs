@@ -7,18 +7,16 @@ use std::process::Command;
 use std::time::Instant;
 
 use anyhow::{Context, Result, bail};
-use candle_core::{DType, Device};
 use clap::Args;
 use rand::{Rng, SeedableRng};
 use rand_chacha::ChaCha8Rng;
 use serde::{Deserialize, Serialize};
 
-use super::ceilings::Ceilings;
 use super::memory::peak_mebibytes;
 use super::process::{Scratch, median_by, said, torch_dtype};
 use super::random_model::RandomModel;
 use crate::kv::{BLOCK, BlockId, KvStore};
-use crate::model::{self, Generator, Precision, SequenceStep, Step, Trace};
+use crate::model::{self, Ceilings, Generator, Precision, SequenceStep, Step, Trace};
 
 /// The same work in Python.
 const REFERENCE: &str = include_str!("reference.py");
@@ -70,8 +68,8 @@ struct Measured {
     /// Of the weights as they are held, and the process's peak after loading; both 0 where nobody counts them.
     held_mebibytes: f64,
     loaded_mebibytes: f64,
-    /// Of this device's large matrix products in the same format, and of its large copies; 0 where it is not known how
-    /// much is multiplied or read.
+    /// Of a GPU's large matrix products in the same format, and of its large copies; 0 on the CPU, and where it is not
+    /// known how much is multiplied or read.
     prefill_share: f64,
     decode_share: f64,
 }
@@ -173,7 +171,7 @@ fn measure(args: &ModelArgs) -> Result<Measured> {
     let loaded = model::load(directory, args.dtypes[0], &device)?;
     let loaded_mebibytes = peak_mebibytes().map_or(0.0, |peak| peak - before);
     let held_mebibytes = loaded.held.bytes() as f64 / f64::from(1 << 20);
-    let amounts = Amounts::of(&loaded, args);
+    let amounts = if device.is_cpu() { None } else { Amounts::of(&loaded, args) };
     let mut generator = match loaded.generator {
         Some(parts) => parts.generator,
         None => bail!("{}: {} writes nothing; name a model that generates", directory.display(), loaded.architecture),
@@ -194,7 +192,11 @@ fn measure(args: &ModelArgs) -> Result<Measured> {
     let decode = started.elapsed().as_secs_f64();
     drop((batch, generator));
     let (prefill_share, decode_share) = match amounts {
-        Some(amounts) => amounts.shares(prefill / args.batch as f64, decode / args.decode as f64, &device)?,
+        Some(amounts) => {
+            let ceilings = Ceilings::measure(args.dtypes[0], &device)?;
+            eprintln!("{ceilings}");
+            amounts.shares(prefill / args.batch as f64, decode / args.decode as f64, ceilings)
+        }
         None => (0.0, 0.0),
     };
     Ok(Measured {
@@ -214,16 +216,14 @@ struct Amounts {
     prefill_operations: f64,
     /// Of the weights and of the cached keys and values.
     decode_bytes: f64,
-    dtype: DType,
 }
 
 impl Amounts {
     /// None where not every token sees every weight, or blocks of integers are multiplied.
     fn of(loaded: &model::Loaded, args: &ModelArgs) -> Option<Self> {
-        let dtype = match args.dtypes[0] {
-            Precision::F32 => DType::F32,
-            Precision::F16 => DType::F16,
-            Precision::Bf16 => DType::BF16,
+        let size = match args.dtypes[0] {
+            Precision::F32 => 4,
+            Precision::F16 | Precision::Bf16 => 2,
             Precision::Q8_0 | Precision::Q4K => return None,
         };
         let shape = loaded.generator.as_ref()?.generator.shape();
@@ -233,7 +233,6 @@ impl Amounts {
         let layers = loaded.held.0.iter().filter(|tensor| tensor.name.contains("layers."));
         let (parameters, bytes) =
             layers.fold((0, 0), |(parameters, bytes), tensor| (parameters + tensor.parameters, bytes + tensor.bytes));
-        let size = dtype.size_in_bytes();
         let head = shape.vocabulary * shape.hidden * size;
         // Each token meets half of the prompt on average, with products for scores and for values.
         let heads = args.prompt as f64 * (shape.layers * shape.hidden) as f64 * 2.0 * args.prompt as f64;
@@ -242,18 +241,13 @@ impl Amounts {
         Some(Self {
             prefill_operations: 2.0 * parameters as f64 * args.prompt as f64 + heads,
             decode_bytes: (bytes + head + cached) as f64,
-            dtype,
         })
     }
 
     /// Of the device's ceilings, given the seconds of one prompt and of one decode step.
-    fn shares(&self, prefill: f64, decode: f64, device: &Device) -> Result<(f64, f64)> {
-        let ceilings = Ceilings::measure(self.dtype, device)?;
-        eprintln!("{ceilings}");
-        Ok((
-            self.prefill_operations / prefill / ceilings.operations_per_second,
-            self.decode_bytes / decode / ceilings.bytes_per_second,
-        ))
+    fn shares(&self, prefill: f64, decode: f64, ceilings: Ceilings) -> (f64, f64) {
+        let products = self.prefill_operations / prefill / ceilings.operations_per_second;
+        (products, self.decode_bytes / decode / ceilings.bytes_per_second)
     }
 }
 

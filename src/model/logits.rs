@@ -53,6 +53,20 @@ impl Logits {
         }
     }
 
+    /// Those of some rows, row after row.
+    pub fn rows(&self, rows: &[u32], vocabulary: usize) -> Result<Vec<f32>> {
+        match self {
+            Self::Host(logits) => {
+                let row = |row: &u32| &logits[*row as usize * vocabulary..(*row as usize + 1) * vocabulary];
+                Ok(rows.iter().flat_map(row).copied().collect())
+            }
+            Self::Device(_) if rows.is_empty() => Ok(Vec::new()),
+            Self::Device(logits) => {
+                Self::Device(logits.index_select(&Tensor::new(rows, logits.device())?, 0)?).into_host()
+            }
+        }
+    }
+
     /// The likeliest token of each row, out of `masks` where there are some: a bit for each token, the lowest first.
     pub fn likeliest(&self, masks: &[Option<&[u32]>], vocabulary: usize) -> Result<Vec<Likeliest>> {
         match self {

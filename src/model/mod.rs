@@ -3,6 +3,7 @@
 mod alone;
 mod api;
 mod bert;
+mod ceilings;
 mod chat;
 mod clip;
 mod config;
@@ -50,6 +51,7 @@ pub use api::{
     Prompt, PromptImage, Role, SequenceStep, Splice, Step, StepOutput, TokenIds, TokenSpelling, TokenTable,
     VisionInput,
 };
+pub use ceilings::Ceilings;
 pub use chat::TextStream;
 pub use device::{free_memory, open_device};
 pub use drift::{Drift, Observed, observe};

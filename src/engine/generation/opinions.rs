@@ -6,8 +6,6 @@
 
 use std::collections::HashMap;
 
-use candle_core::Tensor;
-
 use super::choice::{Choice, Opinion};
 use crate::engine::sequence::SequenceId;
 use crate::model::{Likeliest, Logits, ModelError};
@@ -36,30 +34,22 @@ impl Opinions {
     ) -> Result<Self, ModelError> {
         let row = |(row, id): (usize, &SequenceId)| (*id, Kind::Row(row));
         let mut of: HashMap<SequenceId, Kind> = sampling.iter().enumerate().map(row).collect();
-        let device = match logits {
-            Logits::Host(rows) => return Ok(Self { rows, vocabulary, of }),
-            Logits::Device(device) => device,
-        };
+        if let Logits::Host(rows) = logits {
+            return Ok(Self { rows, vocabulary, of });
+        }
         let wanted: Vec<Option<Vec<u32>>> = sampling
             .iter()
             .map(|id| choices.get_mut(id).and_then(Choice::mask).map(|mask| mask.words().to_vec()))
             .collect();
         let masks: Vec<Option<&[u32]>> = wanted.iter().map(Option::as_deref).collect();
-        let best = Logits::Device(device.clone()).likeliest(&masks, vocabulary)?;
+        let best = logits.likeliest(&masks, vocabulary)?;
         let mut drawn = Vec::new();
         for (row, (id, best)) in sampling.iter().zip(best).enumerate() {
             let takes_likeliest = choices.get(id).is_none_or(Choice::takes_likeliest);
             of.insert(*id, if takes_likeliest { Kind::Likeliest(best) } else { Kind::Row(drawn.len()) });
             drawn.extend((!takes_likeliest).then_some(row as u32));
         }
-        let rows = match drawn.is_empty() {
-            true => Vec::new(),
-            false => {
-                let drawn = Tensor::new(drawn, device.device())?;
-                Logits::Device(device.index_select(&drawn, 0)?).into_host()?
-            }
-        };
-        Ok(Self { rows, vocabulary, of })
+        Ok(Self { rows: logits.rows(&drawn, vocabulary)?, vocabulary, of })
     }
 
     /// What is thought of this answer, if it samples.

@@ -112,12 +112,36 @@ fn multiply<T: Stored>(input: &[f32], weight: &[T], sizes: Sizes) -> Vec<f32> {
         .max(WORTH_SHARING.div_ceil(inputs.max(1)));
     let pieces = out.chunks_mut(share * rows).zip(weight.chunks(share * stride));
     if outputs <= share {
-        pieces.for_each(|(out, weight)| arch.dispatch(Piece { input, weight, sizes, out }));
+        pieces.for_each(|(out, weight)| run(arch, Piece { input, weight, sizes, out }));
     } else {
         let pieces: Vec<_> = pieces.collect();
-        pieces.into_par_iter().for_each(|(out, weight)| arch.dispatch(Piece { input, weight, sizes, out }));
+        pieces.into_par_iter().for_each(|(out, weight)| run(arch, Piece { input, weight, sizes, out }));
     }
     out
+}
+
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+fn run<T: Stored>(arch: Arch, piece: Piece<'_, T>) {
+    use pulp::x86::V3;
+
+    /// The instructions of AVX2 with the registers of AVX-512: twice as many of the same width.
+    #[target_feature(enable = "avx,avx2,fma,avx512f,avx512vl")]
+    fn with_many_registers<T: Stored>(simd: V3, piece: Piece<'_, T>) {
+        piece.by::<V3, MANY>(simd);
+    }
+
+    let has_many = is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vl");
+    match V3::try_new() {
+        // SAFETY: V3 has the first three features, and the others were just detected.
+        Some(simd) if has_many => unsafe { with_many_registers(simd, piece) },
+        _ => arch.dispatch(piece),
+    }
+}
+
+#[cfg(not(target_arch = "x86_64"))]
+fn run<T: Stored>(arch: Arch, piece: Piece<'_, T>) {
+    arch.dispatch(piece);
 }
 
 #[derive(Debug, Clone, Copy)]

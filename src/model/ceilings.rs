@@ -1,10 +1,11 @@
-//! What a device can do at best: a large matrix product and a large copy, measured where the model ran.
+//! What a GPU can do at best: a large matrix product and a large copy, measured where the model ran.
 
 use std::fmt;
 use std::time::Instant;
 
-use anyhow::Result;
-use candle_core::{DType, Device, Tensor};
+use candle_core::{DType, Device, Result, Tensor};
+
+use super::weights::Precision;
 
 /// The best of so many rounds counts.
 const ROUNDS: usize = 10;
@@ -19,24 +20,24 @@ pub struct Ceilings {
 }
 
 impl Ceilings {
-    /// Fails when the device does.
-    pub fn measure(dtype: DType, device: &Device) -> Result<Self> {
-        let (side, numbers) = if device.is_cpu() { (2048, 1 << 26) } else { (8192, 1 << 30) };
+    /// In the format of weights that are held so. Fails when the device does.
+    pub fn measure(precision: Precision, device: &Device) -> Result<Self> {
+        let dtype = precision.table(DType::F32);
+        const SIDE: usize = 8192;
+        const NUMBERS: usize = 1 << 30;
         let random = |shape: &[usize]| Tensor::rand(-1.0_f32, 1.0, shape, device)?.to_dtype(dtype);
-        // The library has no fast product of 16-bit numbers on the CPU, nor has the model.
-        let product = if device.is_cpu() { DType::F32 } else { dtype };
-        let (left, right) = (random(&[side, side])?.to_dtype(product)?, random(&[side, side])?.to_dtype(product)?);
+        let (left, right) = (random(&[SIDE, SIDE])?, random(&[SIDE, SIDE])?);
         let seconds = best(device, || left.matmul(&right).map(drop))?;
-        let operations_per_second = 2.0 * (side as f64).powi(3) / seconds;
+        let operations_per_second = 2.0 * (SIDE as f64).powi(3) / seconds;
         drop((left, right));
-        let source = random(&[numbers])?;
+        let source = random(&[NUMBERS])?;
         let seconds = best(device, || source.copy().map(drop))?;
-        let bytes_per_second = 2.0 * (numbers * dtype.size_in_bytes()) as f64 / seconds;
+        let bytes_per_second = 2.0 * (NUMBERS * dtype.size_in_bytes()) as f64 / seconds;
         Ok(Self { operations_per_second, bytes_per_second })
     }
 }
 
-fn best(device: &Device, work: impl Fn() -> candle_core::Result<()>) -> Result<f64> {
+fn best(device: &Device, work: impl Fn() -> Result<()>) -> Result<f64> {
     work()?;
     let mut best = f64::INFINITY;
     for _ in 0..ROUNDS {
