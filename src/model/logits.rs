@@ -45,6 +45,14 @@ impl Logits {
         Ok(Self::Host(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
     }
 
+    /// Logits as a device leaves them, in the memory of the host.
+    #[cfg(test)]
+    pub fn on_device_of_tests(logits: Vec<f32>, vocabulary: usize) -> Self {
+        let rows = logits.len() / vocabulary;
+        let logits = Tensor::from_vec(logits, (rows, vocabulary), &candle_core::Device::Cpu);
+        Self::Device(logits.expect("rows are whole"))
+    }
+
     /// All of them, row after row. From a device a copy that waits for it.
     pub fn into_host(self) -> Result<Vec<f32>> {
         match self {
@@ -73,7 +81,8 @@ impl Logits {
             Self::Host(logits) => {
                 Ok(logits.chunks_exact(vocabulary).zip(masks).map(|(row, mask)| likeliest(row, *mask)).collect())
             }
-            Self::Device(logits) => on_device(logits, masks),
+            Self::Device(logits) if logits.device().is_cuda() => on_device(logits, masks),
+            Self::Device(_) => Self::Host(self.clone().into_host()?).likeliest(masks, vocabulary),
         }
     }
 }

@@ -60,3 +60,33 @@ impl Opinions {
         })
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::engine::sampler::{Sampler, Sampling};
+
+    #[test]
+    fn from_a_device_come_ids_and_the_rows_that_are_sampled_from() {
+        let rows: Vec<f32> = (0..12).map(|value| [1.0, 5.0, 2.0][value % 3] + value as f32).collect();
+        let host = Logits::Host(rows.clone());
+        let device = Logits::on_device_of_tests(rows.clone(), 3);
+        let ids: Vec<SequenceId> = (0..4).map(SequenceId).collect();
+        let warm = |id: &SequenceId| Sampling { temperature: f32::from(id.0 % 2 == 1), ..Sampling::default() };
+        let mut choices: HashMap<SequenceId, Choice> =
+            ids.iter().map(|id| (*id, Choice::new(None, Sampler::new(warm(id))))).collect();
+        let known = Opinions::read(host, &ids, &mut choices, 3).unwrap();
+        let found = Opinions::read(device, &ids, &mut choices, 3).unwrap();
+        assert_eq!(found.rows.len(), 6);
+        for (index, id) in ids.iter().enumerate() {
+            let own = &rows[index * 3..index * 3 + 3];
+            assert!(matches!(known.of(*id), Some(Opinion::Logits(row)) if row == own));
+            match found.of(*id) {
+                Some(Opinion::Logits(row)) => assert!(index % 2 == 1 && row == own),
+                Some(Opinion::Likeliest(best)) => assert!(index % 2 == 0 && best.logit == own[1] && best.token == 1),
+                None => panic!("nothing is thought of answer {index}"),
+            }
+        }
+        assert!(found.of(SequenceId(9)).is_none());
+    }
+}
