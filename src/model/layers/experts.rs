@@ -127,6 +127,7 @@ impl Experts {
             launch(device, Kernel::Experts, &name, grid, &[&[i, w, o, t, scores, target][..], &sizes].concat())?;
             Ok::<_, candle_core::Error>(out)
         };
+        // The product is linear, so a score may scale what comes out before it is rounded instead of what goes in.
         let between = gated(&multiply(&input, gate_up, s, active)?, width)?;
         let out = multiply(&between, down, Argument::Nothing, 1)?;
         if active == 1 { Ok(out) } else { out.reshape((rows, active, hidden))?.sum(1) }
