@@ -11,8 +11,7 @@ use std::sync::Arc;
 
 use candle_core::Tensor;
 
-use super::hidden::HiddenStates;
-use super::logits::Logits;
+use super::step_rows::StepRows;
 use super::trace::Trace;
 use crate::kv::{BlockId, KvStore};
 
@@ -251,10 +250,10 @@ pub struct Step<'a> {
 /// What a step answers.
 #[derive(Debug, Clone, Default)]
 pub struct StepOutput {
-    /// Of the wanted rows.
-    pub logits: Logits,
-    /// Of the wanted rows.
-    pub hidden: HiddenStates,
+    /// `[wanted, vocabulary]`
+    pub logits: StepRows,
+    /// `[wanted, hidden]`
+    pub hidden: StepRows,
 }
 
 /// What a vision tower makes of one picture; lives on the device.

@@ -15,7 +15,7 @@ use super::device::open_device;
 use super::layers::{
     Arrangement, AttentionPlan, DevicePlan, ExpertSizes, Experts, Pairing, RmsNorm, Rope, RopeSettings, attend, gated,
 };
-use super::logits::{Logits, likeliest};
+use super::step_rows::{StepRows, likeliest};
 use super::trace::Trace;
 use super::weights::{Precision, Weights};
 use crate::kv::{BLOCK, BlockId, KvShape, KvStore};
@@ -223,7 +223,7 @@ fn the_device_chooses_what_the_host_would() {
         let masks: Vec<Option<&[u32]>> = masks.iter().map(Option::as_deref).collect();
         let flat = Tensor::from_vec(rows.concat(), (6, vocabulary), &gpu).unwrap();
         for dtype in [DType::F32, DType::F16, DType::BF16] {
-            let logits = Logits::of(flat.to_dtype(dtype).unwrap()).unwrap();
+            let logits = StepRows::of(flat.to_dtype(dtype).unwrap()).unwrap();
             let found = logits.likeliest(&masks, vocabulary).unwrap();
             for ((found, row), mask) in found.iter().zip(&rows).zip(&masks) {
                 let expected = likeliest(row, *mask);

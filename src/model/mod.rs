@@ -16,7 +16,6 @@ mod fingerprint;
 #[cfg(test)]
 mod fixture;
 mod gguf;
-mod hidden;
 mod hub;
 mod image;
 mod image_processor;
@@ -28,7 +27,6 @@ mod kit;
 mod layers;
 mod llama;
 mod llama4;
-mod logits;
 #[cfg(test)]
 mod parity;
 #[cfg(test)]
@@ -41,6 +39,7 @@ mod resize;
 mod resnet;
 mod sentence;
 mod siglip;
+mod step_rows;
 mod tokenizer;
 mod trace;
 mod weights;
@@ -56,9 +55,8 @@ pub use chat::TextStream;
 pub use device::{free_memory, open_device};
 pub use drift::{Drift, Observed, observe};
 pub use family::{EncoderParts, GeneratorParts};
-pub use hidden::HiddenStates;
 pub use hub::{HubAddress, HubError, HubOptions, locate};
-pub use logits::{Likeliest, Logits, likeliest};
 pub use registry::{Loaded, Outline, is_model, load, outline};
+pub use step_rows::{Likeliest, StepRows, likeliest};
 pub use trace::Trace;
 pub use weights::{DRAWN_KEY, DRAWN_VALUE, Held, HeldTensor, Precision};

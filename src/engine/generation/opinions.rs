@@ -8,7 +8,7 @@ use std::collections::HashMap;
 
 use super::choice::{Choice, Opinion};
 use crate::engine::sequence::SequenceId;
-use crate::model::{Likeliest, Logits, ModelError};
+use crate::model::{Likeliest, ModelError, StepRows};
 
 /// What the model thinks of every answer that samples.
 #[derive(Default)]
@@ -27,14 +27,14 @@ enum Kind {
 impl Opinions {
     /// `sampling` are the answers of the rows of `logits`, in order. Waits for the device. Fails when it does.
     pub fn read(
-        logits: Logits,
+        logits: StepRows,
         sampling: &[SequenceId],
         choices: &mut HashMap<SequenceId, Choice>,
         vocabulary: usize,
     ) -> Result<Self, ModelError> {
         let row = |(row, id): (usize, &SequenceId)| (*id, Kind::Row(row));
         let mut of: HashMap<SequenceId, Kind> = sampling.iter().enumerate().map(row).collect();
-        if let Logits::Host(rows) = logits {
+        if let StepRows::Host(rows) = logits {
             return Ok(Self { rows, vocabulary, of });
         }
         let wanted: Vec<Option<Vec<u32>>> = sampling
@@ -69,8 +69,8 @@ mod tests {
     #[test]
     fn from_a_device_come_ids_and_the_rows_that_are_sampled_from() {
         let rows: Vec<f32> = (0..12).map(|value| [1.0, 5.0, 2.0][value % 3] + value as f32).collect();
-        let host = Logits::Host(rows.clone());
-        let device = Logits::on_device_of_tests(rows.clone(), 3);
+        let host = StepRows::Host(rows.clone());
+        let device = StepRows::on_device_of_tests(rows.clone(), 3);
         let ids: Vec<SequenceId> = (0..4).map(SequenceId).collect();
         let warm = |id: &SequenceId| Sampling { temperature: f32::from(id.0 % 2 == 1), ..Sampling::default() };
         let mut choices: HashMap<SequenceId, Choice> =

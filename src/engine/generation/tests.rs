@@ -16,8 +16,8 @@ use crate::engine::{
 use crate::kv::KvStore;
 use crate::metrics::Metrics;
 use crate::model::{
-    self, Features, Generator, GeneratorParts, GeneratorShape, Logits, ModelError, Precision, Step, StepOutput, Trace,
-    VisionInput,
+    self, Features, Generator, GeneratorParts, GeneratorShape, ModelError, Precision, Step, StepOutput, StepRows,
+    Trace, VisionInput,
 };
 
 const MINUTE: Duration = Duration::from_secs(60);
@@ -396,7 +396,7 @@ impl Generator for Odd {
             }
             first = rows.end;
         }
-        Ok(StepOutput { logits: Logits::Host(logits), ..output })
+        Ok(StepOutput { logits: StepRows::Host(logits), ..output })
     }
 }
 

@@ -8,9 +8,8 @@ use super::layer::{Layer, StepContext};
 use super::options::DecoderOptions;
 use crate::kv::{KvShape, KvStore};
 use crate::model::api::{ModelError, Splice, Step, StepOutput};
-use crate::model::hidden::HiddenStates;
 use crate::model::layers::{AttentionPlan, DevicePlan, Linear, RmsNorm};
-use crate::model::logits::Logits;
+use crate::model::step_rows::StepRows;
 use crate::model::trace::Trace;
 use crate::model::weights::{Matrix, Scope};
 
@@ -170,12 +169,12 @@ impl Decoder {
             hidden.index_select(&Tensor::new(rows, &self.device)?, 0)
         };
         let logits = match step.logits {
-            [] => Logits::default(),
-            rows => Logits::of(self.head.forward(&pick(rows)?)?)?,
+            [] => StepRows::default(),
+            rows => StepRows::of(self.head.forward(&pick(rows)?)?)?,
         };
         let states = match step.hidden {
-            [] => HiddenStates::default(),
-            rows => HiddenStates::of(pick(rows)?)?,
+            [] => StepRows::default(),
+            rows => StepRows::of(pick(rows)?)?,
         };
         // What fails on the device fails here, and not at the first look at what was computed.
         self.device.synchronize()?;

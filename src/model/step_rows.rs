@@ -1,21 +1,23 @@
-//! Next-token logits, where the step left them: on the host, or on a device that chooses the likeliest token itself.
+//! What a step computed for its wanted rows, logits or hidden states, where it left them: on the host, or on a device that
+//! chooses the likeliest tokens and adds states up itself, so that little comes back.
 //!
-//! Invariant: what is likeliest is the same on both: of equal tokens the first, and a NaN before all, so that it shows.
+//! Invariants: what is likeliest is the same on both: of equal tokens the first, and a NaN before all, so that it shows. The
+//! host's sums are of rows one after the other, so that they do not depend on how a step cuts its sequences.
 
 use candle_core::{DType, Result, Tensor};
 
 use super::kernels::{Argument, Grid, Kernel, launch, suffix, unwritten};
 
-/// Logits of a step's wanted rows.
+/// Rows of a step, `[wanted, width]`; the width is the vocabulary or the length of a hidden state.
 #[derive(Debug, Clone)]
-pub enum Logits {
-    /// `[wanted, vocabulary]`, row after row.
+pub enum StepRows {
+    /// Row after row.
     Host(Vec<f32>),
-    /// `[wanted, vocabulary]`, in the format of activations.
+    /// In the format of activations.
     Device(Tensor),
 }
 
-impl Default for Logits {
+impl Default for StepRows {
     fn default() -> Self {
         Self::Host(Vec::new())
     }
@@ -36,41 +38,41 @@ impl Likeliest {
     }
 }
 
-impl Logits {
-    /// Takes over `[wanted, vocabulary]`: to the host, unless a device that chooses holds it.
-    pub fn of(logits: Tensor) -> Result<Self> {
-        if logits.device().is_cuda() {
-            return Ok(Self::Device(logits));
+impl StepRows {
+    /// Takes over `[wanted, width]`: to the host, unless it lies on a device that has our kernels.
+    pub fn of(rows: Tensor) -> Result<Self> {
+        if rows.device().is_cuda() {
+            return Ok(Self::Device(rows));
         }
-        Ok(Self::Host(logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
+        Ok(Self::Host(rows.to_dtype(DType::F32)?.flatten_all()?.to_vec1()?))
     }
 
-    /// Logits as a device leaves them, in the memory of the host.
+    /// Rows as a device leaves them, in the memory of the host.
     #[cfg(test)]
-    pub fn on_device_of_tests(logits: Vec<f32>, vocabulary: usize) -> Self {
-        let rows = logits.len() / vocabulary;
-        let logits = Tensor::from_vec(logits, (rows, vocabulary), &candle_core::Device::Cpu);
-        Self::Device(logits.expect("rows are whole"))
+    pub fn on_device_of_tests(values: Vec<f32>, width: usize) -> Self {
+        let rows = values.len() / width;
+        let values = Tensor::from_vec(values, (rows, width), &candle_core::Device::Cpu);
+        Self::Device(values.expect("rows are whole"))
     }
 
     /// All of them, row after row. From a device a copy that waits for it.
     pub fn into_host(self) -> Result<Vec<f32>> {
         match self {
-            Self::Host(logits) => Ok(logits),
-            Self::Device(logits) => logits.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
+            Self::Host(values) => Ok(values),
+            Self::Device(values) => values.to_dtype(DType::F32)?.flatten_all()?.to_vec1(),
         }
     }
 
     /// Those of some rows, row after row.
-    pub fn rows(&self, rows: &[u32], vocabulary: usize) -> Result<Vec<f32>> {
+    pub fn rows(&self, rows: &[u32], width: usize) -> Result<Vec<f32>> {
         match self {
-            Self::Host(logits) => {
-                let row = |row: &u32| &logits[*row as usize * vocabulary..(*row as usize + 1) * vocabulary];
+            Self::Host(values) => {
+                let row = |row: &u32| &values[*row as usize * width..(*row as usize + 1) * width];
                 Ok(rows.iter().flat_map(row).copied().collect())
             }
             Self::Device(_) if rows.is_empty() => Ok(Vec::new()),
-            Self::Device(logits) => {
-                Self::Device(logits.index_select(&Tensor::new(rows, logits.device())?, 0)?).into_host()
+            Self::Device(values) => {
+                Self::Device(values.index_select(&Tensor::new(rows, values.device())?, 0)?).into_host()
             }
         }
     }
@@ -85,9 +87,31 @@ impl Logits {
             Self::Device(_) => Self::Host(self.clone().into_host()?).likeliest(masks, vocabulary),
         }
     }
+
+    /// For each of some groups of neighbouring rows, `counts` long, states of `width` numbers that add up to its sum: all of
+    /// them, or the sum. Waits for the device.
+    pub fn grouped(&self, counts: &[usize], width: usize) -> Result<Vec<Vec<f32>>> {
+        match self {
+            Self::Host(states) => {
+                let mut rest = states.as_slice();
+                let group = |count: &usize| {
+                    let (own, later) = rest.split_at(count * width);
+                    rest = later;
+                    own.to_vec()
+                };
+                Ok(counts.iter().map(group).collect())
+            }
+            Self::Device(states) => {
+                let groups = counts.iter().enumerate().flat_map(|(group, count)| vec![group as u32; *count]);
+                let groups = Tensor::from_iter(groups, states.device())?;
+                let sums = Tensor::zeros((counts.len(), width), DType::F32, states.device())?;
+                sums.index_add(&groups, &states.to_dtype(DType::F32)?, 0)?.to_vec2()
+            }
+        }
+    }
 }
 
-/// The likeliest token of one row; see [`Logits::likeliest`].
+/// The likeliest token of one row; see [`StepRows::likeliest`].
 pub fn likeliest(row: &[f32], mask: Option<&[u32]>) -> Likeliest {
     let mut best = Likeliest { token: 0, logit: f32::NEG_INFINITY };
     let mut see = |token: usize, logit: f32| {
@@ -144,6 +168,8 @@ fn on_device(logits: &Tensor, masks: &[Option<&[u32]>]) -> Result<Vec<Likeliest>
 
 #[cfg(test)]
 mod tests {
+    use candle_core::Device;
+
     use super::*;
 
     #[test]
@@ -161,5 +187,15 @@ mod tests {
         let row = [1.0, f32::NAN, 5.0];
         assert!(likeliest(&row, None).logit.is_nan());
         assert_eq!(likeliest(&row, Some(&[0b101])).token, 2);
+    }
+
+    #[test]
+    fn groups_add_up_to_the_same_wherever_the_states_lie() {
+        let states = Tensor::arange(0.0_f32, 12.0, &Device::Cpu).unwrap().reshape((6, 2)).unwrap();
+        let counts = [2, 0, 3, 1];
+        let rows = StepRows::of(states.clone()).unwrap().grouped(&counts, 2).unwrap();
+        assert_eq!(rows, [vec![0.0, 1.0, 2.0, 3.0], vec![], vec![4.0, 5.0, 6.0, 7.0, 8.0, 9.0], vec![10.0, 11.0]]);
+        let sums = StepRows::Device(states).grouped(&counts, 2).unwrap();
+        assert_eq!(sums, [[2.0, 4.0], [0.0, 0.0], [18.0, 21.0], [10.0, 11.0]]);
     }
 }
