@@ -307,3 +307,20 @@ fn values(name: &str, shape: &[usize], narrow: bool, random: &mut ChaCha8Rng) ->
     }
     bytes
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::model::Precision;
+
+    #[test]
+    fn the_large_model_has_eight_billion_parameters_and_takes_no_room() {
+        let directory = tempfile::tempdir().unwrap();
+        RandomModel::Llama3_8b.write(directory.path(), 1, true).unwrap();
+        let outline = model::outline(directory.path(), Precision::Bf16).unwrap();
+        assert_eq!(outline.held.parameters(), 8_030_261_248);
+        assert!(outline.unread.is_empty());
+        let file = directory.path().join("model.safetensors").metadata().unwrap();
+        assert!(std::os::unix::fs::MetadataExt::blocks(&file) * 512 < 1 << 20);
+    }
+}

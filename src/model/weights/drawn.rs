@@ -32,3 +32,37 @@ pub fn tensor(shape: &[usize], held: DType, device: &Device) -> Result<Tensor> {
         _ => Tensor::rand(-REACH, REACH, shape, device)?.to_dtype(held),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::super::{Precision, Weights};
+    use super::*;
+
+    #[test]
+    fn drawn_numbers_have_the_spread_of_weights_and_vectors_are_ones() {
+        let numbers: Vec<f32> = (0..100_000).map(|index| number(index, false)).collect();
+        let mean = numbers.iter().sum::<f32>() / numbers.len() as f32;
+        let deviation = (numbers.iter().map(|value| value * value).sum::<f32>() / numbers.len() as f32).sqrt();
+        assert!(mean.abs() < 5e-4 && (deviation - 0.02).abs() < 5e-4, "{mean} {deviation}");
+        assert_eq!(number(7, true), 1.0);
+    }
+
+    #[test]
+    fn a_file_that_says_so_is_drawn_and_the_same_each_time() {
+        let directory = tempfile::tempdir().unwrap();
+        let header = format!(
+            r#"{{"__metadata__":{{"{KEY}":"{VALUE}"}},"norm":{{"dtype":"BF16","shape":[3],"data_offsets":[0,6]}},
+            "map":{{"dtype":"BF16","shape":[2,3],"data_offsets":[6,18]}}}}"#
+        );
+        let bytes = [&(header.len() as u64).to_le_bytes()[..], header.as_bytes(), &[0; 18]].concat();
+        std::fs::write(directory.path().join("model.safetensors"), bytes).unwrap();
+        let read = |name: &str, shape: &[usize]| {
+            let weights = Weights::open(directory.path(), Precision::F32, &Device::Cpu).unwrap();
+            weights.root().tensor(name, shape).unwrap().flatten_all().unwrap().to_vec1::<f32>().unwrap()
+        };
+        assert_eq!(read("norm", &[3]), [1.0; 3]);
+        let map = read("map", &[2, 3]);
+        assert_eq!(map, read("map", &[2, 3]));
+        assert!(map.iter().all(|value| value.abs() <= REACH && *value != 0.0) && map[0] != map[1], "{map:?}");
+    }
+}
