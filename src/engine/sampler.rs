@@ -166,13 +166,7 @@ fn total(candidates: &[Candidate]) -> f64 {
 
 /// The token that a model likes best, unless there is nothing to like.
 pub fn usable(best: Likeliest) -> Result<Likeliest, NotFinite> {
-    let detail = match best.logit {
-        logit if logit.is_nan() => format!("the logit of token {} is not a number", best.token),
-        f32::INFINITY => format!("the logit of token {} is infinite", best.token),
-        f32::NEG_INFINITY => "every allowed token has a logit of minus infinity".to_owned(),
-        _ => return Ok(best),
-    };
-    Err(NotFinite { detail })
+    best.checked().map_err(|detail| NotFinite { detail })
 }
 
 fn penalise(target: &mut Vec<f32>, logits: &[f32], history: &[u32], penalty: f32) {

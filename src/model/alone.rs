@@ -56,9 +56,8 @@ pub fn answer(
         let output = generator.step(&step, &mut cache, &mut Trace::off())?;
         past += new;
         if is_last {
-            let best = output.logits.likeliest(&[None], shape.vocabulary)?;
-            let next = best.first().map_or(Err(f32::NAN), |best| best.checked());
-            let next = next.map_err(|odd| ModelError::Input { detail: format!("the model's best logit is {odd}") })?;
+            let best = output.logits.likeliest(&[None], shape.vocabulary)?.remove(0);
+            let next = best.checked().map_err(|detail| ModelError::Input { detail })?.token;
             if shape.end_tokens.contains(&next) {
                 return Ok(Ended::Stop);
             }

@@ -32,9 +32,14 @@ pub struct Likeliest {
 }
 
 impl Likeliest {
-    /// The token, or the logit that is no number to choose by.
-    pub fn checked(self) -> std::result::Result<u32, f32> {
-        if self.logit.is_finite() { Ok(self.token) } else { Err(self.logit) }
+    /// The same, or why it is nothing to choose.
+    pub fn checked(self) -> std::result::Result<Self, String> {
+        match self.logit {
+            logit if logit.is_nan() => Err(format!("the logit of token {} is not a number", self.token)),
+            f32::INFINITY => Err(format!("the logit of token {} is infinite", self.token)),
+            f32::NEG_INFINITY => Err("every allowed token has a logit of minus infinity".to_owned()),
+            _ => Ok(self),
+        }
     }
 }
 
@@ -156,7 +161,7 @@ fn on_device(logits: &Tensor, masks: &[Option<&[u32]>]) -> Result<Vec<Likeliest>
     let chosen = unwritten((rows, 2), DType::U32, device)?;
     let arguments = [
         Argument::Tensor(logits),
-        masks.as_ref().map_or(Argument::Nothing, Argument::Tensor),
+        Argument::optional(masks.as_ref()),
         Argument::Tensor(&chosen),
         Argument::Count(vocabulary),
     ];

@@ -11,7 +11,6 @@ use crate::engine::sequence::SequenceId;
 use crate::model::{Likeliest, ModelError, StepRows};
 
 /// What the model thinks of every answer that samples.
-#[derive(Default)]
 pub struct Opinions {
     /// Rows of logits, one after the other.
     rows: Vec<f32>,

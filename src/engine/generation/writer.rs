@@ -306,11 +306,7 @@ impl Writer {
         let opinions = output.and_then(|StepOutput { logits, hidden }| {
             let opinions = Opinions::read(logits, &sampling, &mut self.choices, self.shape.vocabulary)?;
             let pooled: Vec<usize> = parts.iter().map(|part| part.pooled.len()).collect();
-            let hidden = match pooled.iter().sum() {
-                0_usize => vec![Vec::new(); parts.len()],
-                _ => hidden.grouped(&pooled, self.shape.hidden)?,
-            };
-            Ok((opinions, hidden))
+            Ok((opinions, hidden.grouped(&pooled, self.shape.hidden)?))
         });
         self.charge(&parts, computed - started + looked.elapsed());
         let (opinions, hidden) = opinions?;

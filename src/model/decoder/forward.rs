@@ -75,9 +75,8 @@ impl Decoder {
     ) -> std::result::Result<StepOutput, ModelError> {
         self.check(step)?;
         let plan = AttentionPlan::new(step.sequences, self.options.chunk, cache)?;
-        let DecoderOptions { heads, .. } = self.options;
         let context = StepContext {
-            kernels: DevicePlan::new(&plan, cache, (heads, self.dtype, &self.device))?,
+            kernels: DevicePlan::new(&plan, cache, (self.options.heads, self.dtype, &self.device))?,
             plan,
             angles: self.options.rope.angles(step.positions, self.dtype, &self.device)?,
             temperatures: self.temperatures(step.positions)?,

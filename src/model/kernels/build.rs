@@ -1,4 +1,4 @@
-//! The build script: with the feature `cuda`, every `.cu` file beside this one becomes PTX that [`super::cuda`] carries.
+//! The build script: with the feature `cuda`, every `.cu` file beside this one becomes PTX that launch.rs carries.
 //!
 //! PTX of compute capability 8.0 runs on every later GPU: the driver compiles it when a kernel is first used.
 

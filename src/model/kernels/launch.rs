@@ -28,6 +28,13 @@ pub enum Argument<'a> {
     Real(f32),
 }
 
+impl<'a> Argument<'a> {
+    /// No address where there is no tensor.
+    pub fn optional(tensor: Option<&'a Tensor>) -> Self {
+        tensor.map_or(Self::Nothing, Self::Tensor)
+    }
+}
+
 /// Blocks of threads, threads of each, and bytes of shared memory beside what the kernel itself declares.
 #[derive(Debug, Clone, Copy)]
 #[cfg_attr(not(feature = "cuda"), expect(dead_code, reason = "nothing is launched without CUDA"))]

@@ -8,7 +8,7 @@ use std::f64::consts::LOG2_E;
 use candle_core::{DType, Device, Result, Tensor};
 
 use super::plan::{AttentionPlan, Segment};
-use super::tiles::{Item, Merge, Tiles};
+use super::tiles::{Item, Merge, NARROW, Tiles};
 use crate::kv::KvStore;
 use crate::model::kernels::{Argument, Grid, Kernel, is_narrow, launch, suffix, unwritten};
 use crate::model::layers::{Angles, RmsNorm};
@@ -109,17 +109,15 @@ impl DevicePlan {
         let (keys, values) = tensors(cache, layer)?;
         let rows = all.dim(0)?;
         let queries = unwritten((rows, self.heads * self.width), self.dtype, all.device())?;
-        let optional = |tensor: Option<&'_ Tensor>| tensor.cloned();
         let angles = arrangement.angles.map(Angles::parts);
-        let (cosines, sines) = (optional(angles.map(|angles| angles.0)), optional(angles.map(|angles| angles.1)));
         let norms = arrangement.norms.map(|(query, key)| (query.parts(), key.parts()));
         let arguments = [
             Argument::Tensor(all),
-            cosines.as_ref().map_or(Argument::Nothing, Argument::Tensor),
-            sines.as_ref().map_or(Argument::Nothing, Argument::Tensor),
-            arrangement.temperatures.map_or(Argument::Nothing, Argument::Tensor),
-            norms.map_or(Argument::Nothing, |(query, _)| Argument::Tensor(query.0)),
-            norms.map_or(Argument::Nothing, |(_, key)| Argument::Tensor(key.0)),
+            Argument::optional(angles.map(|angles| angles.0)),
+            Argument::optional(angles.map(|angles| angles.1)),
+            Argument::optional(arrangement.temperatures),
+            Argument::optional(norms.map(|(query, _)| query.0)),
+            Argument::optional(norms.map(|(_, key)| key.0)),
             Argument::Tensor(&self.slots),
             Argument::Tensor(&queries),
             Argument::Tensor(keys),
@@ -174,7 +172,6 @@ impl DevicePlan {
                     run("narrow", narrow, Argument::Nothing)?;
                 }
                 if let (Some(narrow), Some(merges)) = (narrow, merges) {
-                    const NARROW: usize = 16;
                     let size = (narrow.dim(0)?, self.kv_heads, NARROW, self.width + 2);
                     let parts = unwritten(size, DType::F32, device)?;
                     let parts = Argument::Tensor(&parts);

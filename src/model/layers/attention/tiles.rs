@@ -8,7 +8,9 @@
 use super::plan::Segment;
 
 const WIDE: usize = 64;
-const NARROW: usize = 16;
+
+/// Queries of a narrow tile, and rows that the kernels keep of each of its parts.
+pub const NARROW: usize = 16;
 
 /// Fewer keys are not worth a tile of their own.
 const LEAST_KEYS: usize = 128;
