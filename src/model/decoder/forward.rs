@@ -11,7 +11,7 @@ use crate::model::api::{ModelError, Splice, Step, StepOutput};
 use crate::model::layers::{AttentionPlan, DevicePlan, Linear, RmsNorm};
 use crate::model::step_rows::StepRows;
 use crate::model::trace::Trace;
-use crate::model::weights::{Matrix, Scope};
+use crate::model::weights::{Matrix, Scope, Usage};
 
 /// A loaded decoder.
 pub struct Decoder {
@@ -31,7 +31,8 @@ impl Decoder {
     pub fn load(scope: &Scope<'_>, head: &Scope<'_>, options: DecoderOptions) -> std::result::Result<Self, ModelError> {
         let DecoderOptions { vocabulary, hidden, .. } = options;
         let table = scope.at("embed_tokens");
-        let embeddings = table.lookup("weight", vocabulary, hidden)?;
+        let usage = if options.tied { Usage::TableAndMap } else { Usage::Table };
+        let embeddings = table.lookup("weight", (vocabulary, hidden), usage)?;
         let head = match options.tied {
             // A table of floats is no map of blocks, but a table of blocks is.
             true if scope.quantises() && !table.keeps_blocks("weight", vocabulary, hidden)? => {
@@ -58,6 +59,10 @@ impl Decoder {
 
     pub fn options(&self) -> &DecoderOptions {
         &self.options
+    }
+
+    pub fn device(&self) -> &Device {
+        &self.device
     }
 
     /// A cache of so many blocks.

@@ -2,14 +2,18 @@
 //!
 //! `[.., inputs]` to `[.., outputs]`. On the CPU activations are f32: a few rows go through a kernel of our own, which
 //! reads each weight once for all of them, in 16 bits where it is held so; many rows go through the library's product,
-//! 16-bit weights widened a piece at a time; quantised weights have the library's kernels for both.
+//! 16-bit weights widened a piece at a time; Q8_0 has a kernel of our own for both where the processor multiplies bytes,
+//! other quantised weights have the library's.
 //! Invariant: a row of the result depends on its own row of the input alone.
+
+use std::sync::Arc;
 
 use candle_core::quantized::QMatMul;
 use candle_core::{DType, Device, Module, Result, Tensor};
 
-use super::skinny;
+use super::{packed, skinny};
 use crate::model::api::ModelError;
+use crate::model::weights::packed::{Packed, packs};
 use crate::model::weights::{Matrix, Scope};
 
 /// Outputs whose 16-bit weights are widened at once.
@@ -25,6 +29,7 @@ pub struct Linear {
 #[derive(Debug, Clone)]
 enum Weight {
     Dense(Tensor),
+    Packed(Arc<Packed>),
     Quantised {
         map: QMatMul,
         outputs: usize,
@@ -95,6 +100,9 @@ impl Weight {
     fn new(matrix: Matrix) -> Result<Self> {
         Ok(match matrix {
             Matrix::Dense(weight) => Self::Dense(spaced(weight)?),
+            Matrix::Quantised(weight) if weight.device().is_cpu() && packs(weight.dtype()) => {
+                Self::Packed(Arc::new(Packed::new(&weight)?))
+            }
             Matrix::Quantised(weight) => {
                 let (outputs, inputs) = weight.shape().dims2()?;
                 // From an Arc the library would fall back to f32 where an environment variable asks for it.
@@ -113,6 +121,7 @@ impl Weight {
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => dense(input, weight),
+            Self::Packed(weight) => packed::product(input, weight),
             Self::Quantised { map, .. } => map.forward(&input.to_dtype(DType::F32)?)?.to_dtype(input.dtype()),
             Self::Stacked(parts) => {
                 Tensor::cat(&parts.iter().map(|part| part.forward(input)).collect::<Result<Vec<_>>>()?, 1)
@@ -123,6 +132,7 @@ impl Weight {
     fn outputs(&self) -> usize {
         match self {
             Self::Dense(weight) => weight.dims()[0],
+            Self::Packed(weight) => weight.outputs,
             Self::Quantised { outputs, .. } => *outputs,
             Self::Stacked(parts) => parts.iter().map(Self::outputs).sum(),
         }

@@ -10,6 +10,7 @@ mod gated;
 mod lanes;
 mod linear;
 mod norm;
+mod packed;
 mod patch_grid;
 mod rope;
 mod segments;

@@ -2,7 +2,8 @@
 //!
 //! candle's x86 kernels read weights from a copy that is rearranged for their vector registers, made at the first product
 //! and kept. It is worth several times the speed, and it counts as memory. This file knows when there is one and how large
-//! it is (`quantized/repack_x86.rs` of candle-core 0.11); AMX makes a further one of Q4K, which is not counted.
+//! it is (`quantized/repack_x86.rs` of candle-core 0.11); AMX makes a further one of Q4K, which is not counted. Matrices
+//! that are held packed do not go through those kernels.
 
 use candle_core::quantized::GgmlDType;
 
@@ -14,7 +15,7 @@ const INPUTS: usize = 256;
 pub fn copy_bytes(blocks: GgmlDType, outputs: usize, inputs: usize) -> usize {
     let is_kept = outputs.is_multiple_of(TILE) && inputs.is_multiple_of(INPUTS);
     match blocks {
-        GgmlDType::Q8_0 if is_kept && multiplies_bytes() => outputs * inputs / 32 * 34,
+        GgmlDType::Q8_0 if is_kept && multiplies_short() => outputs * inputs / 32 * 34,
         // Four bits become a nibble and the scales of each block of 32 are spread out.
         GgmlDType::Q4K if is_kept && is_wide() => outputs * inputs / 4 * 3,
         _ => 0,
@@ -22,9 +23,8 @@ pub fn copy_bytes(blocks: GgmlDType, outputs: usize, inputs: usize) -> usize {
 }
 
 #[cfg(target_arch = "x86_64")]
-fn multiplies_bytes() -> bool {
-    let short = is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("avx2");
-    short || is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
+fn multiplies_short() -> bool {
+    is_x86_feature_detected!("avxvnni") && is_x86_feature_detected!("avx2")
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -33,7 +33,7 @@ fn is_wide() -> bool {
 }
 
 #[cfg(not(target_arch = "x86_64"))]
-fn multiplies_bytes() -> bool {
+fn multiplies_short() -> bool {
     false
 }
 

@@ -18,6 +18,7 @@ use super::drawn;
 use super::gguf_file::{self, Metadata};
 use super::held::{Held, HeldTensor};
 use super::mapped::{Layout, MappedFile, Stored};
+use super::packed::{packed_bytes, packs};
 use super::precision::Precision;
 use super::rearranged::copy_bytes;
 use super::rows::{self, Found};
@@ -36,6 +37,17 @@ pub struct Weights {
     read: RefCell<HashSet<String>>,
     /// Without them every tensor is zeros that take no memory.
     with_values: bool,
+}
+
+/// What a matrix is read for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Usage {
+    /// Products.
+    Map,
+    /// Its rows.
+    Table,
+    /// Both.
+    TableAndMap,
 }
 
 /// The weight of a linear map, `[outputs, inputs]`.
@@ -162,10 +174,16 @@ impl Weights {
         self.held.borrow_mut().0.push(HeldTensor { name, parameters, bytes, format, instead_of });
     }
 
-    /// Memory of a matrix of blocks, with what the kernels keep beside it.
-    fn block_bytes(&self, blocks: GgmlDType, (outputs, inputs): (usize, usize)) -> usize {
-        let copy = if self.device.is_cpu() { copy_bytes(blocks, outputs, inputs) } else { 0 };
-        outputs * inputs / blocks.block_size() * blocks.type_size() + copy
+    /// Memory of a matrix of blocks, with what products need beside it.
+    fn block_bytes(&self, blocks: GgmlDType, (outputs, inputs): (usize, usize), usage: Usage) -> usize {
+        let stored = outputs * inputs / blocks.block_size() * blocks.type_size();
+        let (packs, is_map) = (self.device.is_cpu() && packs(blocks), usage != Usage::Table);
+        let kept = if packs && usage == Usage::Map { 0 } else { stored };
+        kept + match is_map && self.device.is_cpu() {
+            true if packs => packed_bytes(outputs, inputs),
+            true => copy_bytes(blocks, outputs, inputs),
+            false => 0,
+        }
     }
 
     fn float(&self, name: String, expected: &[usize], held: DType) -> Result<Tensor, ModelError> {
@@ -185,11 +203,11 @@ impl Weights {
         &self,
         name: String,
         (outputs, inputs): (usize, usize),
-        blocks: GgmlDType,
+        (blocks, usage): (GgmlDType, Usage),
         parts: &[Found<'_>],
     ) -> Result<Matrix, ModelError> {
         let count = outputs * inputs;
-        let bytes = self.block_bytes(blocks, (outputs, inputs));
+        let bytes = self.block_bytes(blocks, (outputs, inputs), usage);
         self.keep(name, count, bytes, (format!("{blocks:?}"), None));
         Ok(match self.with_values {
             true => Matrix::Quantised(Arc::new(rows::kept(parts, (outputs, inputs), blocks, &self.device)?)),
@@ -208,13 +226,13 @@ impl Weights {
         let count = outputs * inputs;
         match self.precision.blocks(inputs) {
             Some(blocks) if !self.with_values => {
-                let bytes = self.block_bytes(blocks, (outputs, inputs));
+                let bytes = self.block_bytes(blocks, (outputs, inputs), Usage::Map);
                 self.keep(name, count, bytes, self.formats(format!("{blocks:?}")));
                 Ok(Matrix::Dense(zeros(&[outputs, inputs], DType::F32)?))
             }
             Some(blocks) => {
                 let quantised = rows::quantised((outputs, inputs), blocks, &self.device, rows)?;
-                let bytes = self.block_bytes(blocks, (outputs, inputs));
+                let bytes = self.block_bytes(blocks, (outputs, inputs), Usage::Map);
                 self.keep(name, count, bytes, self.formats(format!("{blocks:?}")));
                 Ok(Matrix::Quantised(Arc::new(quantised)))
             }
@@ -287,10 +305,12 @@ impl Scope<'_> {
     }
 
     /// Reads a table to look rows up in, `[rows, width]`: blocks where it is stored so and blocks are wanted, else floats.
-    pub fn lookup(&self, name: &str, rows: usize, width: usize) -> Result<Matrix, ModelError> {
-        match self.keeps_blocks(name, rows, width)? {
-            true => self.matrix(name, rows, width),
-            false => Ok(Matrix::Dense(self.table(name, &[rows, width])?)),
+    /// Blocks may serve for products, too, as `usage` says.
+    pub fn lookup(&self, name: &str, (rows, width): (usize, usize), usage: Usage) -> Result<Matrix, ModelError> {
+        let found = self.weights.find(&self.name(name), &[rows, width])?;
+        match self.weights.kept(found.2) {
+            Some(blocks) => self.weights.kept_matrix(self.name(name), (rows, width), (blocks, usage), &[found]),
+            None => Ok(Matrix::Dense(self.table(name, &[rows, width])?)),
         }
     }
 
@@ -323,7 +343,7 @@ impl Scope<'_> {
         }
         if let Some(blocks) = first {
             let parts: Vec<Found<'_>> = found.iter().map(|(found, _)| *found).collect();
-            return self.weights.kept_matrix(name, (outputs, inputs), blocks, &parts);
+            return self.weights.kept_matrix(name, (outputs, inputs), (blocks, Usage::Map), &parts);
         }
         if found.len() == 1 && !self.quantises() {
             // No detour through f32 for what is held as a float.

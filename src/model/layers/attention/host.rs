@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::plan::{AttentionPlan, Segment};
 use crate::kv::{BLOCK, BlockId, HostLayer, KvShape};
-use crate::model::layers::lanes::multiply_add;
+use crate::model::layers::lanes::{exponential, multiply_add};
 
 /// Rows that share each block's keys while these are near.
 const TILE_ROWS: usize = 8;
@@ -34,32 +34,32 @@ pub fn attend(
     let group = heads / shape.kv_heads;
     let values = queries.flatten_all()?.to_vec1::<f32>()?;
     let layer = Layer { queries: &values, rows, group, width, cached, kv_heads: shape.kv_heads };
-    let mut out = vec![0.0; heads * rows * width];
+    let stretches: Vec<Stretch<'_>> = segments.iter().flat_map(|segment| Stretch::of(segment, plan)).collect();
+    let keys: usize = stretches.iter().map(|stretch| stretch.count * stretch.keys()).sum();
+    let is_shared = keys * heads * width >= WORTH_SHARING;
+    // Heads of a block lie together in memory, so they are seen together, unless threads would be left without work.
+    let wanted = if is_shared { 4 * rayon::current_num_threads() } else { 1 };
+    let parts = wanted.div_ceil(stretches.len().max(1)).min(shape.kv_heads);
+    let heads_each = shape.kv_heads.div_ceil(parts);
+
+    let mut out = vec![0.0; rows * heads * width];
+    let mut rest = out.chunks_exact_mut(heads * width);
     let mut tiles = Vec::new();
-    let mut work = 0;
-    for (head, mut rest) in out.chunks_mut((rows * group * width).max(1)).enumerate() {
-        for segment in segments {
-            for offset in (0..segment.rows.len()).step_by(TILE_ROWS) {
-                let count = TILE_ROWS.min(segment.rows.len() - offset);
-                let (out, later) = rest.split_at_mut(count * group * width);
-                rest = later;
-                let position = segment.position + offset;
-                work += count * group * width * (position + count - segment.first_key);
-                let first_row = segment.rows.start + offset;
-                let blocks = plan.tables[segment.sequence];
-                let first_key = segment.first_key;
-                tiles.push(Tile { layer: &layer, head, first_row, count, position, first_key, blocks, out });
-            }
+    for stretch in &stretches {
+        let mut parts: Vec<Vec<&mut [f32]>> = (0..shape.kv_heads).step_by(heads_each).map(|_| Vec::new()).collect();
+        for row in rest.by_ref().take(stretch.count) {
+            let pieces = row.chunks_mut(heads_each * group * width);
+            parts.iter_mut().zip(pieces).for_each(|(part, piece)| part.push(piece));
         }
+        let each = parts.into_iter().enumerate();
+        tiles.extend(each.map(|(part, out)| Tile { layer: &layer, stretch, first_head: part * heads_each, out }));
     }
     let arch = Arch::new();
-    if work < WORTH_SHARING {
-        tiles.into_iter().for_each(|tile| arch.dispatch(tile));
-    } else {
-        tiles.into_par_iter().for_each(|tile| arch.dispatch(tile));
+    match is_shared {
+        true => tiles.into_par_iter().for_each(|tile| arch.dispatch(tile)),
+        false => tiles.into_iter().for_each(|tile| arch.dispatch(tile)),
     }
-    let out = Tensor::from_vec(out, (shape.kv_heads, rows, group * width), &Device::Cpu)?;
-    out.transpose(0, 1)?.contiguous()?.reshape((rows, heads * width))
+    Tensor::from_vec(out, (rows, heads * width), &Device::Cpu)
 }
 
 /// What all tiles of a layer share.
@@ -73,19 +73,42 @@ struct Layer<'a> {
     kv_heads: usize,
 }
 
-/// Some rows of one segment, for the heads that share one head of keys.
-struct Tile<'a> {
-    layer: &'a Layer<'a>,
-    /// Of keys and values.
-    head: usize,
+/// Some rows of one segment.
+struct Stretch<'a> {
     first_row: usize,
     count: usize,
     /// Of the first row.
     position: usize,
     first_key: usize,
     blocks: &'a [BlockId],
-    /// `[count, group, width]`
-    out: &'a mut [f32],
+}
+
+impl<'a> Stretch<'a> {
+    fn of(segment: &'a Segment, plan: &AttentionPlan<'a>) -> impl Iterator<Item = Self> {
+        let blocks = plan.tables[segment.sequence];
+        (0..segment.rows.len()).step_by(TILE_ROWS).map(move |offset| Self {
+            first_row: segment.rows.start + offset,
+            count: TILE_ROWS.min(segment.rows.len() - offset),
+            position: segment.position + offset,
+            first_key: segment.first_key,
+            blocks,
+        })
+    }
+
+    /// How many keys its last row sees.
+    fn keys(&self) -> usize {
+        self.position + self.count - self.first_key
+    }
+}
+
+/// A stretch, for some heads of keys and the heads of queries that share each of them.
+struct Tile<'a> {
+    layer: &'a Layer<'a>,
+    stretch: &'a Stretch<'a>,
+    /// Of keys and values.
+    first_head: usize,
+    /// Row by row, `[heads, group, width]`.
+    out: Vec<&'a mut [f32]>,
 }
 
 /// A query's running softmax.
@@ -100,63 +123,99 @@ impl WithSimd for Tile<'_> {
 
     #[inline(always)]
     fn with_simd<S: Simd>(self, _simd: S) {
-        let Self { layer, head, first_row, count, position, first_key, blocks, out } = self;
+        let Self { layer, stretch, first_head, out } = self;
+        let Stretch { first_row, count, position, first_key, blocks } = *stretch;
         let (group, width) = (layer.group, layer.width);
-        let queries = scaled_queries(layer, head, first_row, count);
-        let mut running = vec![Running { highest: f32::NEG_INFINITY, sum: 0.0 }; count * group];
+        let of_head = count * group;
+        let heads = out.first().map_or(0, |row| row.len()) / (group * width).max(1);
+        let mut queries = Vec::with_capacity(heads * of_head * width);
+        (first_head..first_head + heads).for_each(|head| scale_queries(layer, head, first_row, count, &mut queries));
+        let mut running = vec![Running { highest: f32::NEG_INFINITY, sum: 0.0 }; heads * of_head];
+        let mut mixed = vec![0.0; heads * of_head * width];
         let block_len = width * BLOCK;
         let seen = first_key / BLOCK..(position + count).div_ceil(BLOCK);
         for (block, id) in seen.clone().zip(&blocks[seen]) {
-            let at = (id.0 as usize * layer.kv_heads + head) * block_len;
-            let (keys, values) = (&layer.cached.keys[at..at + block_len], &layer.cached.values[at..at + block_len]);
             let low = first_key.saturating_sub(block * BLOCK);
             // Rows before this block's first key see none of it.
             let first_query = (block * BLOCK).saturating_sub(position) * group;
-            for query in (first_query..count * group).step_by(ABREAST) {
-                let abreast = ABREAST.min(count * group - query);
-                let mut scores = [[0.0; BLOCK]; ABREAST];
-                if abreast == ABREAST {
-                    score::<S, ABREAST>(&queries[query * width..], keys, width, &mut scores);
-                } else {
-                    for (one, scores) in scores.iter_mut().enumerate().take(abreast) {
-                        let scores = std::array::from_mut(scores);
-                        score::<S, 1>(&queries[(query + one) * width..], keys, width, scores);
+            for head in 0..heads {
+                let at = (id.0 as usize * layer.kv_heads + first_head + head) * block_len;
+                let cached = (&layer.cached.keys[at..at + block_len], &layer.cached.values[at..at + block_len]);
+                let end = (head + 1) * of_head;
+                for query in (head * of_head + first_query..end).step_by(ABREAST) {
+                    let high = |one: usize| {
+                        let row = (query + one - head * of_head) / group;
+                        BLOCK.min(position + row + 1 - block * BLOCK)
+                    };
+                    let (queries, mixed) = (&queries[query * width..], &mut mixed[query * width..]);
+                    let running = &mut running[query..end.min(query + ABREAST)];
+                    match running.len() {
+                        1 => see::<S, 1>(queries, cached, low, high, running, mixed),
+                        2 => see::<S, 2>(queries, cached, low, high, running, mixed),
+                        3 => see::<S, 3>(queries, cached, low, high, running, mixed),
+                        _ => see::<S, ABREAST>(queries, cached, low, high, running, mixed),
                     }
-                }
-                for (one, scores) in scores.iter_mut().enumerate().take(abreast) {
-                    let row = (query + one) / group;
-                    let high = BLOCK.min(position + row + 1 - block * BLOCK);
-                    let out = &mut out[(query + one) * width..(query + one + 1) * width];
-                    let shrink = weigh::<S>(scores, low, high, &mut running[query + one]);
-                    mix::<S>(&scores[low..high], &values[low * width..high * width], shrink, out);
                 }
             }
         }
-        for (query, running) in running.iter().enumerate() {
-            let part = 1.0 / running.sum;
-            out[query * width..(query + 1) * width].iter_mut().for_each(|value| *value *= part);
+        for (row, out) in out.into_iter().enumerate() {
+            for (head, out) in out.chunks_exact_mut(group * width).enumerate() {
+                for (member, out) in out.chunks_exact_mut(width).enumerate() {
+                    let query = head * of_head + row * group + member;
+                    let part = 1.0 / running[query].sum;
+                    let mixed = &mixed[query * width..(query + 1) * width];
+                    out.iter_mut().zip(mixed).for_each(|(out, mixed)| *out = mixed * part);
+                }
+            }
         }
     }
 }
 
-/// The tile's queries, `[count, group, width]`, times `1 / sqrt(width)`.
+/// Adds the stretch's queries of one head of keys, `[count, group, width]`, times `1 / sqrt(width)`.
 #[inline(always)]
-fn scaled_queries(layer: &Layer<'_>, head: usize, first_row: usize, count: usize) -> Vec<f32> {
+fn scale_queries(layer: &Layer<'_>, head: usize, first_row: usize, count: usize, scaled: &mut Vec<f32>) {
     let Layer { queries, rows, group, width, .. } = *layer;
     let scale = (width as f64).powf(-0.5) as f32;
-    let mut scaled = Vec::with_capacity(count * group * width);
     for row in first_row..first_row + count {
         for member in 0..group {
             let from = ((head * group + member) * rows + row) * width;
             scaled.extend(queries[from..from + width].iter().map(|value| value * scale));
         }
     }
-    scaled
+}
+
+/// What `N` queries, `[N, width]`, see of a block: keys `[width, BLOCK]` and values `[BLOCK, width]` from `low` to what
+/// `high` says of each. `out` is `[N, width]`.
+#[inline(always)]
+fn see<S: Simd, const N: usize>(
+    queries: &[f32],
+    (keys, values): (&[f32], &[f32]),
+    low: usize,
+    high: impl Fn(usize) -> usize,
+    running: &mut [Running],
+    out: &mut [f32],
+) {
+    let width = values.len() / BLOCK;
+    let mut scores = score::<S, N>(queries, keys, width);
+    let highs: [usize; N] = std::array::from_fn(high);
+    let mut shrinks = [0.0; N];
+    for one in 0..N {
+        shrinks[one] = weigh::<S>(&mut scores[one], low, highs[one], &mut running[one]);
+    }
+    // What is not seen may not even be multiplied by zero, so only queries that see the same go together.
+    if highs == [highs[0]; N] {
+        mix::<S, N>(&scores, &values[low * width..highs[0] * width], (low, width), shrinks, out);
+        return;
+    }
+    for (one, out) in out.chunks_exact_mut(width).take(N).enumerate() {
+        let values = &values[low * width..highs[one] * width];
+        mix::<S, 1>(&[scores[one]], values, (low, width), [shrinks[one]], out);
+    }
 }
 
 /// Products of `N` queries with the keys of a block, `[width, BLOCK]`.
 #[inline(always)]
-fn score<S: Simd, const N: usize>(queries: &[f32], keys: &[f32], width: usize, scores: &mut [[f32; BLOCK]; N]) {
+fn score<S: Simd, const N: usize>(queries: &[f32], keys: &[f32], width: usize) -> [[f32; BLOCK]; N] {
     let mut sums = [[0.0; BLOCK]; N];
     for (component, keys) in keys.chunks_exact(BLOCK).enumerate() {
         for (one, sums) in sums.iter_mut().enumerate() {
@@ -166,7 +225,7 @@ fn score<S: Simd, const N: usize>(queries: &[f32], keys: &[f32], width: usize, s
             }
         }
     }
-    *scores = sums;
+    sums
 }
 
 /// Turns the visible scores into weights below the running highest one; returns what earlier sums shrink by.
@@ -182,75 +241,41 @@ fn weigh<S: Simd>(scores: &mut [f32; BLOCK], low: usize, high: usize, running: &
     shrink
 }
 
-/// Adds the weighted values, `[weights, width]`, to what was mixed so far.
+/// Adds the weighted values, `[seen, width]`, to what `N` queries mixed so far, `[N, width]`; weights begin at `low`.
 #[inline(always)]
-fn mix<S: Simd>(weights: &[f32], values: &[f32], shrink: f32, out: &mut [f32]) {
-    let width = out.len();
-    let mut chunks = out.chunks_exact_mut(BLOCK);
+fn mix<S: Simd, const N: usize>(
+    weights: &[[f32; BLOCK]; N],
+    values: &[f32],
+    (low, width): (usize, usize),
+    shrinks: [f32; N],
+    out: &mut [f32],
+) {
     let mut from = 0;
-    for chunk in &mut chunks {
-        let mut sums = [0.0; BLOCK];
-        sums.iter_mut().zip(chunk.iter()).for_each(|(sum, old)| *sum = old * shrink);
-        for (weight, row) in weights.iter().zip(values.chunks_exact(width)) {
-            for (sum, value) in sums.iter_mut().zip(&row[from..from + BLOCK]) {
-                *sum = multiply_add::<S>(*weight, *value, *sum);
+    while from + BLOCK <= width {
+        let mut sums = [[0.0; BLOCK]; N];
+        for (one, sums) in sums.iter_mut().enumerate() {
+            let old = &out[one * width + from..][..BLOCK];
+            sums.iter_mut().zip(old).for_each(|(sum, old)| *sum = old * shrinks[one]);
+        }
+        for (slot, row) in (low..BLOCK).zip(values.chunks_exact(width)) {
+            let row = &row[from..from + BLOCK];
+            for (one, sums) in sums.iter_mut().enumerate() {
+                for (sum, value) in sums.iter_mut().zip(row) {
+                    *sum = multiply_add::<S>(weights[one][slot], *value, *sum);
+                }
             }
         }
-        chunk.copy_from_slice(&sums);
+        for (one, sums) in sums.iter().enumerate() {
+            out[one * width + from..][..BLOCK].copy_from_slice(sums);
+        }
         from += BLOCK;
     }
-    for (offset, sum) in chunks.into_remainder().iter_mut().enumerate() {
-        *sum *= shrink;
-        for (weight, row) in weights.iter().zip(values.chunks_exact(width)) {
-            *sum = multiply_add::<S>(*weight, row[from + offset], *sum);
+    for (one, out) in out.chunks_exact_mut(width).take(N).enumerate() {
+        for (offset, sum) in out.iter_mut().enumerate().skip(from) {
+            *sum *= shrinks[one];
+            for (slot, row) in (low..BLOCK).zip(values.chunks_exact(width)) {
+                *sum = multiply_add::<S>(weights[one][slot], row[offset], *sum);
+            }
         }
-    }
-}
-
-/// `e^x` for `x <= 0`, within two units in the last place; 0 below -87. The polynomial is that of Cephes' `expf`
-/// (Moshier), on `x - n ln 2`, which lies within half of ln 2; branches would keep it from being vectorised.
-#[inline(always)]
-fn exponential<S: Simd>(x: f32) -> f32 {
-    const LOWEST: f32 = -87.0;
-    // Adding and taking away 1.5 * 2^23 rounds to a whole number.
-    const ROUND: f32 = 12_582_912.0;
-    // A comparison with NaN is false, so NaN stays.
-    let clamped = if x < LOWEST { LOWEST } else { x };
-    let whole = multiply_add::<S>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
-    let rest = multiply_add::<S>(whole, -0.693_359_4, clamped);
-    let rest = multiply_add::<S>(whole, 2.121_944_4e-4, rest);
-    let mut sum = 1.987_569_1e-4;
-    for coefficient in [1.398_199_9e-3, 8.333_452e-3, 4.166_579_6e-2, 1.666_666_6e-1, 0.5] {
-        sum = multiply_add::<S>(sum, rest, coefficient);
-    }
-    let value = multiply_add::<S>(sum, rest * rest, rest) + 1.0;
-    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
-    if x < LOWEST { 0.0 } else { value * power }
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    struct Exponentials<'a>(&'a [f32]);
-
-    impl WithSimd for Exponentials<'_> {
-        type Output = Vec<f32>;
-
-        fn with_simd<S: Simd>(self, _simd: S) -> Vec<f32> {
-            self.0.iter().map(|x| exponential::<S>(*x)).collect()
-        }
-    }
-
-    #[test]
-    fn the_exponential_is_near_the_exact_one_and_keeps_nan() {
-        let inputs: Vec<f32> = (0..=8700).map(|step| -step as f32 / 100.0).collect();
-        for (x, found) in inputs.iter().zip(Arch::new().dispatch(Exponentials(&inputs))) {
-            let exact = f64::from(*x).exp();
-            assert!((f64::from(found) - exact).abs() <= 2.5e-7 * exact, "e^{x} = {found}");
-        }
-        let odd = Arch::new().dispatch(Exponentials(&[-100.0, f32::NEG_INFINITY, f32::NAN, 0.0]));
-        assert_eq!((odd[0], odd[1], odd[3]), (0.0, 0.0, 1.0));
-        assert!(odd[2].is_nan());
     }
 }
