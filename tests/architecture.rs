@@ -31,7 +31,7 @@ const ROOMS: &[Room] = &[
     room("job",           2, Rooms::Only(&["domain"]),                                                Crates::Never(&["tokio"])),
     room("ledger",        2, Rooms::Only(&["domain"]),                                                Crates::StdWithout(CLOCKS_AND_IO)),
     room("sink",          2, Rooms::Only(&["domain", "metrics", "retry"]),                            Crates::Any),
-    room("model",         2, Rooms::Only(&["kv"]),                                                    Crates::Never(&["tokio"])),
+    room("model",         2, Rooms::Only(&["kv", "heap"]),                                            Crates::Never(&["tokio"])),
     room("telemetry",     2, Rooms::Only(&[]),                                                        Crates::Any),
 
     room("engine",        3, Rooms::Only(&["model", "kv", "metrics", "retry"]),                       Crates::Any),

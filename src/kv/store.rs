@@ -53,6 +53,18 @@ struct DeviceLayer {
     values: Tensor,
 }
 
+impl HostLayer {
+    /// Writes what one of `kv_heads` has at a slot, `[head_dim]` each.
+    pub fn write(&mut self, kv_heads: usize, slot: u32, head: usize, key: &[f32], value: &[f32]) {
+        let (block, slot) = (slot as usize / BLOCK, slot as usize % BLOCK);
+        let to = (block * kv_heads + head) * key.len() * BLOCK;
+        let column = self.keys[to..to + key.len() * BLOCK].iter_mut().skip(slot).step_by(BLOCK);
+        column.zip(key).for_each(|(cached, key)| *cached = *key);
+        let to = to + slot * value.len();
+        self.values[to..to + value.len()].copy_from_slice(value);
+    }
+}
+
 impl KvStore {
     /// Room for `shape.blocks` blocks. Memory of the host is touched only where positions are written.
     pub fn new(shape: KvShape, dtype: DType, device: &Device) -> Result<Self> {
@@ -98,18 +110,14 @@ impl KvStore {
         let KvShape { kv_heads, head_dim, .. } = self.shape;
         match &mut self.layers {
             Layers::Host(layers) => {
-                let layer = &mut layers[layer];
                 let keys = keys.flatten_all()?.to_vec1::<f32>()?;
                 let values = values.flatten_all()?.to_vec1::<f32>()?;
+                let layer = &mut layers[layer];
                 for (row, slot) in slots.iter().enumerate() {
-                    let (block, slot) = (*slot as usize / BLOCK, *slot as usize % BLOCK);
                     for head in 0..kv_heads {
                         let from = (head * slots.len() + row) * head_dim;
-                        let to = (block * kv_heads + head) * head_dim * BLOCK;
-                        let column = layer.keys[to..to + head_dim * BLOCK].iter_mut().skip(slot).step_by(BLOCK);
-                        column.zip(&keys[from..from + head_dim]).for_each(|(cached, key)| *cached = *key);
-                        let to = to + slot * head_dim;
-                        layer.values[to..to + head_dim].copy_from_slice(&values[from..from + head_dim]);
+                        let own = from..from + head_dim;
+                        layer.write(kv_heads, *slot, head, &keys[own.clone()], &values[own]);
                     }
                 }
                 Ok(())
@@ -122,6 +130,14 @@ impl KvStore {
                 layers[layer].keys.scatter_set(&slots, &flat(keys)?, 0)?;
                 layers[layer].values.scatter_set(&slots, &flat(values)?, 0)
             }
+        }
+    }
+
+    /// A layer's arrays to write to, when the cache lies on the CPU.
+    pub fn host_mut(&mut self, layer: usize) -> Option<&mut HostLayer> {
+        match &mut self.layers {
+            Layers::Host(layers) => Some(&mut layers[layer]),
+            Layers::Device(_) => None,
         }
     }
 

@@ -119,19 +119,27 @@ impl StepRows {
 /// The likeliest token of one row; see [`StepRows::likeliest`].
 pub fn likeliest(row: &[f32], mask: Option<&[u32]>) -> Likeliest {
     let mut best = Likeliest { token: 0, logit: f32::NEG_INFINITY };
-    let mut see = |token: usize, logit: f32| {
+    let see = |best: &mut Likeliest, token: usize, logit: f32| {
         if logit > best.logit || logit.is_nan() && !best.logit.is_nan() {
-            best = Likeliest { token: token as u32, logit };
+            *best = Likeliest { token: token as u32, logit };
         }
     };
     match mask {
-        None => row.iter().enumerate().for_each(|(token, logit)| see(token, *logit)),
+        None => {
+            const ABREAST: usize = 256;
+            for (place, logits) in row.chunks(ABREAST).enumerate() {
+                // Few pieces have more than all before them, so most are only compared, many at a time.
+                if logits.iter().fold(false, |any, logit| any | !(*logit <= best.logit)) {
+                    logits.iter().enumerate().for_each(|(at, logit)| see(&mut best, place * ABREAST + at, *logit));
+                }
+            }
+        }
         Some(words) => {
             // Most words of a schema's masks are empty.
             for (place, (word, logits)) in words.iter().zip(row.chunks(32)).enumerate().filter(|(_, both)| *both.0 != 0)
             {
                 let allowed = logits.iter().enumerate().filter(|(bit, _)| word & (1 << bit) != 0);
-                allowed.for_each(|(bit, logit)| see(place * 32 + bit, *logit));
+                allowed.for_each(|(bit, logit)| see(&mut best, place * 32 + bit, *logit));
             }
         }
     }

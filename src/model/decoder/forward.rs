@@ -283,4 +283,29 @@ mod tests {
             }
         }
     }
+
+    #[test]
+    fn looking_into_a_step_changes_nothing_of_what_it_computes() {
+        for name in ["llama3-tied", "llama3-untied", "llama4-a", "llama4-b", "qwen25-vl", "qwen3-vl"] {
+            let loaded = load(&fixture::model(name), Precision::F32, &Device::Cpu).unwrap();
+            let mut generator = loaded.generator.unwrap().generator;
+            let tokens: Vec<u32> = (5..45).collect();
+            let positions: Vec<[u32; 3]> = (0..40).map(|position| [position; 3]).collect();
+            let blocks = [BlockId(2), BlockId(0), BlockId(1)];
+            let mut logits = |mut trace: Trace| {
+                let mut cache = generator.cache(3).unwrap();
+                let mut found = Vec::new();
+                for rows in [0..37, 37..38, 38..40] {
+                    let sequences = [SequenceStep { new: rows.len(), past: rows.start, blocks: &blocks }];
+                    let all: Vec<usize> = (0..rows.len()).collect();
+                    let (tokens, positions) = (&tokens[rows.clone()], &positions[rows]);
+                    let step =
+                        Step { tokens, positions, sequences: &sequences, splices: &[], logits: &all, hidden: &[] };
+                    found.extend(generator.step(&step, &mut cache, &mut trace).unwrap().logits.into_host().unwrap());
+                }
+                found
+            };
+            assert_eq!(logits(Trace::off()), logits(Trace::on()), "{name}");
+        }
+    }
 }

@@ -6,7 +6,7 @@ use super::options::{DecoderOptions, FeedForwardOptions, LayerOptions, QkNorm};
 use crate::kv::KvStore;
 use crate::model::api::ModelError;
 use crate::model::layers::{
-    Angles, Arrangement, AttentionPlan, DevicePlan, Experts, GatedFeedForward, Linear, RmsNorm, attend,
+    Angles, Arrangement, AttentionPlan, DevicePlan, Experts, GatedFeedForward, Linear, RmsNorm, arrange, attend,
 };
 use crate::model::trace::Trace;
 use crate::model::weights::Scope;
@@ -146,10 +146,18 @@ impl SelfAttention {
     ) -> Result<Tensor> {
         let (index, options) = (self.layer, self.options);
         let all = self.inward.forward(input)?;
-        // Kernels show nothing of what lies between.
-        if let Some(kernels) = context.kernels.as_ref().filter(|_| !trace.is_on()) {
-            let queries = kernels.arrange(&all, &self.arrangement(context), cache, index)?;
-            return kernels.attend(&queries, cache, index, options.chunked);
+        let plan = &context.plan;
+        // What is done in one go shows nothing of what lies between.
+        if !trace.is_on() {
+            let arrangement = self.arrangement(context);
+            if let Some(kernels) = &context.kernels {
+                let queries = kernels.arrange(&all, &arrangement, cache, index)?;
+                return kernels.attend(&queries, cache, index, options.chunked);
+            }
+            if cache.host(index).is_some() {
+                let queries = arrange(&all, &arrangement, cache, index, &plan.slots)?;
+                return attend(&queries, cache, index, plan, plan.segments(options.chunked));
+            }
         }
         let mut query = self.split(&all, 0, self.heads)?;
         let mut key = self.split(&all, self.heads, self.kv_heads)?;
@@ -168,7 +176,6 @@ impl SelfAttention {
             query = norm.forward(&query)?;
             key = norm.forward(&key)?;
         }
-        let plan = &context.plan;
         trace.show(format_args!("text.attn_{index}.q"), &query);
         trace.show(format_args!("text.attn_{index}.k"), &key);
         trace.show(format_args!("text.attn_{index}.v"), &value);

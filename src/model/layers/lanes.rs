@@ -8,6 +8,22 @@ pub fn multiply_add<S: Simd>(a: f32, b: f32, c: f32) -> f32 {
     if S::IS_SCALAR { a * b + c } else { a.mul_add(b, c) }
 }
 
+/// Numbers that loops take at a time: two registers of AVX2, one of AVX-512.
+pub const LANES: usize = 16;
+
+/// Joins the lower half with the upper half, lane by lane, until one is left.
+#[inline(always)]
+pub fn halved(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
+    let mut half = LANES / 2;
+    while half > 0 {
+        for lane in 0..half {
+            lanes[lane] = join(lanes[lane], lanes[lane + half]);
+        }
+        half /= 2;
+    }
+    lanes[0]
+}
+
 /// Asks the memory for a line that will be read soon; it need not exist.
 #[inline(always)]
 #[allow(unsafe_code)]
@@ -30,7 +46,8 @@ pub fn exponential<S: Simd>(x: f32) -> f32 {
     const ROUND: f32 = 12_582_912.0;
     // A comparison with NaN is false, so NaN stays.
     let clamped = if x < LOWEST { LOWEST } else { x };
-    let whole = multiply_add::<S>(clamped, std::f32::consts::LOG2_E, ROUND) - ROUND;
+    let shifted = multiply_add::<S>(clamped, std::f32::consts::LOG2_E, ROUND);
+    let whole = shifted - ROUND;
     let rest = multiply_add::<S>(whole, -0.693_359_4, clamped);
     let rest = multiply_add::<S>(whole, 2.121_944_4e-4, rest);
     let mut sum = 1.987_569_1e-4;
@@ -38,7 +55,8 @@ pub fn exponential<S: Simd>(x: f32) -> f32 {
         sum = multiply_add::<S>(sum, rest, coefficient);
     }
     let value = multiply_add::<S>(sum, rest * rest, rest) + 1.0;
-    let power = f32::from_bits(((whole as i32 + 127) as u32) << 23);
+    // The whole number is in the lowest bits still; as an exponent it has 127 added to it.
+    let power = f32::from_bits((shifted.to_bits() << 23).wrapping_add(127 << 23));
     if x < LOWEST { 0.0 } else { value * power }
 }
 

@@ -19,7 +19,7 @@ mod vision_block;
 mod vision_section;
 
 pub use activation::activate;
-pub use attention::{Arrangement, AttentionPlan, DevicePlan, attend};
+pub use attention::{Arrangement, AttentionPlan, DevicePlan, arrange, attend};
 pub use convolution::{Convolution, Geometry, Maps};
 pub use encoder::{
     Blocks, PatchEmbedding, TextEmbedding, attend_whole, causal_mask, layer_norm, linear, projection, split_heads,

@@ -136,10 +136,15 @@ impl WithSimd for Rounding<'_> {
                     let (scale, numbers) = round(values);
                     let at = first * blocks + block * count;
                     rounded.scales[at + row] = scale;
-                    rounded.offsets[at + row] = -128 * numbers.iter().sum::<i32>();
+                    let mut sum = 0;
+                    for number in numbers {
+                        sum += i32::from(number);
+                    }
+                    rounded.offsets[at + row] = -128 * sum;
                     let fours = &mut rounded.fours[at * LINES..(at + count) * LINES];
                     for (four, place) in numbers.as_chunks::<4>().0.iter().zip(fours.chunks_mut(count)) {
-                        place[row] = i32::from_le_bytes(four.map(|number| number as u8));
+                        let [a, b, c, d] = *four;
+                        place[row] = i32::from_le_bytes([a as u8, b as u8, c as u8, d as u8]);
                     }
                 }
             }
@@ -151,19 +156,26 @@ impl WithSimd for Rounding<'_> {
 /// A scale, and whole numbers between -127 and 127 that are the values when multiplied by it. A value that is not finite
 /// makes the scale so, and with it all sums.
 #[inline(always)]
-fn round(values: &[f32; BLOCK]) -> (f32, [i32; BLOCK]) {
+fn round(values: &[f32; BLOCK]) -> (f32, [i8; BLOCK]) {
     // Adding 1.5 * 2^23 rounds to a whole number, which is then in the lowest bits.
     const ROUND: f32 = 12_582_912.0;
     // Below this the inverse of the scale would be too large for a number.
     const SMALLEST: f32 = 1e-36;
-    // Without its sign a number is the larger the larger its bits are, NaN the largest of all.
-    let largest = values.iter().fold(0, |largest: u32, value| largest.max(value.abs().to_bits()));
+    // Loops and no closures: what is not inlined would be compiled for the oldest processors.
+    let mut largest = 0;
+    for value in values {
+        // Without its sign a number is the larger the larger its bits are, NaN the largest of all.
+        largest = largest.max(value.abs().to_bits());
+    }
     let largest = f32::from_bits(largest);
     let (values, inverse) = match largest.is_finite() && largest > SMALLEST {
         true => (*values, 127.0 / largest),
         false => ([0.0; BLOCK], 0.0),
     };
-    let numbers = values.map(|value| (value * inverse + ROUND).to_bits() as i32 - ROUND.to_bits() as i32);
+    let mut numbers = [0; BLOCK];
+    for (number, value) in numbers.iter_mut().zip(values) {
+        *number = (value * inverse + ROUND).to_bits() as i8;
+    }
     (largest / 127.0, numbers)
 }
 

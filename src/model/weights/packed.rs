@@ -7,6 +7,8 @@
 use candle_core::Result;
 use candle_core::quantized::{GgmlDType, QTensor};
 
+use crate::heap::prefer_large_pages;
+
 /// Outputs of a tile.
 pub const TILE: usize = 16;
 
@@ -67,6 +69,7 @@ impl Packed {
         let blocks = inputs / BLOCK;
         let count = outputs.div_ceil(TILE) * blocks;
         let (mut lines, mut scales) = (Vec::with_capacity(count), Vec::with_capacity(count));
+        prefer_large_pages(&mut lines);
         for tile in stored.chunks(TILE * blocks) {
             for block in 0..blocks {
                 // The byte that stands for zero.

@@ -7,11 +7,12 @@ use std::f64::consts::LOG2_E;
 
 use candle_core::{DType, Device, Result, Tensor};
 
+use super::arranged::Arrangement;
 use super::plan::{AttentionPlan, Segment};
 use super::tiles::{Item, Merge, NARROW, Tiles};
 use crate::kv::KvStore;
 use crate::model::kernels::{Argument, Grid, Kernel, is_narrow, launch, suffix, unwritten};
-use crate::model::layers::{Angles, RmsNorm};
+use crate::model::layers::Angles;
 
 /// Threads of each block of the attention kernels.
 const THREADS: usize = 128;
@@ -44,17 +45,6 @@ enum Work {
     },
     /// Position, first key and table of each row.
     Rows(Tensor),
-}
-
-/// What is done to queries and keys before they meet.
-pub struct Arrangement<'a> {
-    pub angles: Option<&'a Angles>,
-    /// `[1, rows, 1]`, for queries.
-    pub temperatures: Option<&'a Tensor>,
-    /// Of queries and of keys.
-    pub norms: Option<(&'a RmsNorm, &'a RmsNorm)>,
-    /// Whether norms come before the rotation.
-    pub norms_first: bool,
 }
 
 impl DevicePlan {

@@ -11,7 +11,7 @@ use rayon::prelude::*;
 
 use super::plan::{AttentionPlan, Segment};
 use crate::kv::{BLOCK, BlockId, HostLayer, KvShape};
-use crate::model::layers::lanes::{exponential, multiply_add};
+use crate::model::layers::lanes::{exponential, halved, multiply_add};
 
 /// Rows that share each block's keys while these are near.
 const TILE_ROWS: usize = 8;
@@ -228,15 +228,19 @@ fn score<S: Simd, const N: usize>(queries: &[f32], keys: &[f32], width: usize) -
     sums
 }
 
-/// Turns the visible scores into weights below the running highest one; returns what earlier sums shrink by.
+/// Turns the visible scores into weights below the running highest one, the others into zeros; returns what earlier sums
+/// shrink by.
 #[inline(always)]
 fn weigh<S: Simd>(scores: &mut [f32; BLOCK], low: usize, high: usize, running: &mut Running) -> f32 {
-    let highest = scores[low..high].iter().fold(running.highest, |highest, score| highest.max(*score));
+    for (slot, score) in scores.iter_mut().enumerate() {
+        *score = if slot < low || slot >= high { f32::NEG_INFINITY } else { *score };
+    }
+    let highest = running.highest.max(halved(*scores, f32::max));
     let shrink = exponential::<S>(running.highest - highest);
     for score in scores.iter_mut() {
         *score = exponential::<S>(*score - highest);
     }
-    running.sum = running.sum * shrink + scores[low..high].iter().sum::<f32>();
+    running.sum = running.sum * shrink + halved(*scores, |a, b| a + b);
     running.highest = highest;
     shrink
 }

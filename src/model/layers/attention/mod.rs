@@ -1,5 +1,6 @@
 //! Causal attention over the paged cache: what a step's rows may see, and the ways to compute it.
 
+mod arranged;
 mod device;
 mod gathered;
 mod host;
@@ -7,6 +8,7 @@ mod paged;
 mod plan;
 mod tiles;
 
-pub use device::{Arrangement, DevicePlan};
+pub use arranged::{Arrangement, arrange};
+pub use device::DevicePlan;
 pub use paged::attend;
 pub use plan::AttentionPlan;
