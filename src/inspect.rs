@@ -55,14 +55,18 @@ impl Display for Report<'_> {
         }
         if let Some(shape) = shape {
             let bytes = kv_bytes(shape);
+            let (format, other) = match shape.cached_bytes {
+                2 => ("f16", "twice as many in f32"),
+                _ => ("f32", "half of it in 16 bits"),
+            };
             let GeneratorShape { layers, kv_heads, head_dim, context, .. } = shape;
             line(
                 "KV cache",
                 &format!(
-                    "{bytes} bytes a token in f32 ({layers} layers, {kv_heads} heads of {head_dim}); half of it in 16 bits, on a GPU"
+                    "{bytes} bytes a token in {format} ({layers} layers, {kv_heads} heads of {head_dim}); {other}, on a GPU"
                 ),
             )?;
-            line("context", &format!("{context} tokens: {} of cache in f32", mebibytes(bytes * context)))?;
+            line("context", &format!("{context} tokens: {} of cache in {format}", mebibytes(bytes * context)))?;
         }
         if let Some(parts) = encoder {
             let takes = match (parts.encoder.takes_texts(), parts.encoder.takes_images()) {
@@ -126,7 +130,7 @@ fn parts(held: &Held) -> BTreeMap<&'static str, (usize, usize)> {
 
 /// Keys and values of one token in all layers.
 fn kv_bytes(shape: &GeneratorShape) -> usize {
-    2 * shape.layers * shape.kv_heads * shape.head_dim * size_of::<f32>()
+    2 * shape.layers * shape.kv_heads * shape.head_dim * shape.cached_bytes
 }
 
 fn short(count: usize) -> String {

@@ -237,7 +237,7 @@ impl Amounts {
         // Each token meets half of the prompt on average, with products for scores and for values.
         let heads = args.prompt as f64 * (shape.layers * shape.hidden) as f64 * 2.0 * args.prompt as f64;
         let context = args.prompt + args.decode / 2;
-        let cached = args.batch * context * 2 * shape.layers * shape.kv_heads * shape.head_dim * size;
+        let cached = args.batch * context * 2 * shape.layers * shape.kv_heads * shape.head_dim * shape.cached_bytes;
         Some(Self {
             prefill_operations: 2.0 * parameters as f64 * args.prompt as f64 + heads,
             decode_bytes: (bytes + head + cached) as f64,

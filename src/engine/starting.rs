@@ -69,7 +69,7 @@ pub fn load(options: &Options, models: &BTreeMap<String, ModelOptions>) -> Resul
 /// Blocks that the cache may have: as many as its memory holds, and no more than could ever be of use.
 fn blocks(name: &str, shape: &GeneratorShape, options: &Options, free: u64) -> Result<usize, EngineError> {
     let bytes = options.kv_memory.bytes(free);
-    let block = (2 * shape.layers * shape.kv_heads * shape.head_dim * BLOCK * size_of::<f32>()) as u64;
+    let block = (2 * shape.layers * shape.kv_heads * shape.head_dim * BLOCK * shape.cached_bytes) as u64;
     let whole = shape.context.div_ceil(BLOCK);
     // Twice what all answers can hold at once leaves as much for prefixes that nobody uses just now.
     let useful = 2 * whole.saturating_mul(options.sequences);

@@ -8,4 +8,4 @@ mod store;
 pub use block::{BLOCK, BlockId};
 pub use pool::BlockPool;
 pub use prefix::{PictureRows, PrefixKey};
-pub use store::{HostLayer, KvShape, KvStore};
+pub use store::{HostArrays, HostLayer, KvShape, KvStore, Place};

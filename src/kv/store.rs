@@ -1,10 +1,13 @@
 //! Where cached keys and values lie.
 //!
-//! On the CPU: plain f32 arrays in the layout that the attention kernel reads, whatever the weights are held as. On other
-//! devices: one tensor of keys and one of values a layer, in the activations' number format. This file knows no
+//! On the CPU: plain arrays in the layout that the attention kernel reads, f16 or f32. On other devices: one tensor of keys
+//! and one of values a layer, in the activations' number format. This file knows no
 //! sequence; who owns which block is for its callers. Invariant: a position is written before it is read.
 
 use candle_core::{DType, Device, Result, Tensor};
+use half::f16;
+use half::slice::HalfFloatSliceExt;
+use half::vec::HalfBitsVecExt;
 
 use super::block::{BLOCK, BlockId};
 
@@ -37,13 +40,30 @@ enum Layers {
     Device(Vec<DeviceLayer>),
 }
 
-/// One layer's cache on the CPU.
+/// One layer's cache on the CPU, in f32 or f16.
 #[derive(Debug)]
-pub struct HostLayer {
+pub enum HostLayer {
+    Single(HostArrays<f32>),
+    Half(HostArrays<f16>),
+}
+
+/// Keys and values in the order in which attention reads them.
+#[derive(Debug)]
+pub struct HostArrays<T> {
     /// `[blocks, kv_heads, head_dim, BLOCK]`: scores of one block's keys then lie side by side.
-    pub keys: Vec<f32>,
+    pub keys: Vec<T>,
     /// `[blocks, kv_heads, BLOCK, head_dim]`
-    pub values: Vec<f32>,
+    pub values: Vec<T>,
+}
+
+/// Where one head's key and value of one position lie on the CPU.
+#[derive(Debug, Clone, Copy)]
+pub struct Place {
+    /// See [`KvStore::slot`].
+    pub slot: u32,
+    pub head: usize,
+    /// How many heads there are.
+    pub kv_heads: usize,
 }
 
 /// One layer's cache on a device, `[blocks * BLOCK, kv_heads * head_dim]` each.
@@ -54,24 +74,46 @@ struct DeviceLayer {
 }
 
 impl HostLayer {
-    /// Writes what one of `kv_heads` has at a slot, `[head_dim]` each.
-    pub fn write(&mut self, kv_heads: usize, slot: u32, head: usize, key: &[f32], value: &[f32]) {
+    fn new(numbers: usize, dtype: DType) -> Self {
+        match dtype {
+            DType::F16 => {
+                // Zeros that the allocator need not write are integers to it.
+                let zeros = || vec![0_u16; numbers].reinterpret_into::<f16>();
+                Self::Half(HostArrays { keys: zeros(), values: zeros() })
+            }
+            _ => Self::Single(HostArrays { keys: vec![0.0; numbers], values: vec![0.0; numbers] }),
+        }
+    }
+
+    /// Writes what a head has at a slot, `[head_dim]` each.
+    pub fn write(&mut self, place: Place, key: &[f32], value: &[f32]) {
+        match self {
+            Self::Single(arrays) => arrays.write(place, (key, value), <[f32]>::copy_from_slice),
+            Self::Half(arrays) => arrays.write(place, (key, value), <[f16]>::convert_from_f32_slice),
+        }
+    }
+}
+
+impl<T: Copy + Default> HostArrays<T> {
+    fn write(&mut self, place: Place, (key, value): (&[f32], &[f32]), narrow: fn(&mut [T], &[f32])) {
+        let Place { slot, head, kv_heads } = place;
         let (block, slot) = (slot as usize / BLOCK, slot as usize % BLOCK);
         let to = (block * kv_heads + head) * key.len() * BLOCK;
+        let mut narrowed = vec![T::default(); key.len()];
+        narrow(&mut narrowed, key);
         let column = self.keys[to..to + key.len() * BLOCK].iter_mut().skip(slot).step_by(BLOCK);
-        column.zip(key).for_each(|(cached, key)| *cached = *key);
-        let to = to + slot * value.len();
-        self.values[to..to + value.len()].copy_from_slice(value);
+        column.zip(narrowed).for_each(|(cached, key)| *cached = key);
+        narrow(&mut self.values[to + slot * value.len()..][..value.len()], value);
     }
 }
 
 impl KvStore {
-    /// Room for `shape.blocks` blocks. Memory of the host is touched only where positions are written.
+    /// Room for `shape.blocks` blocks; on the CPU in f16 if `dtype` is that, else in f32. Memory of the host is touched only where positions are written.
     pub fn new(shape: KvShape, dtype: DType, device: &Device) -> Result<Self> {
         let layers = match device {
             Device::Cpu => {
-                let zeros = || vec![0.0; shape.blocks * shape.block_len()];
-                Layers::Host((0..shape.layers).map(|_| HostLayer { keys: zeros(), values: zeros() }).collect())
+                let numbers = shape.blocks * shape.block_len();
+                Layers::Host((0..shape.layers).map(|_| HostLayer::new(numbers, dtype)).collect())
             }
             device => {
                 let size = (shape.blocks * BLOCK, shape.kv_heads * shape.head_dim);
@@ -117,7 +159,7 @@ impl KvStore {
                     for head in 0..kv_heads {
                         let from = (head * slots.len() + row) * head_dim;
                         let own = from..from + head_dim;
-                        layer.write(kv_heads, *slot, head, &keys[own.clone()], &values[own]);
+                        layer.write(Place { slot: *slot, head, kv_heads }, &keys[own.clone()], &values[own]);
                     }
                 }
                 Ok(())
@@ -189,13 +231,18 @@ mod tests {
     fn what_is_written_lies_at_its_slot_head_by_head() {
         let heads = |from: f32| Tensor::arange(from, from + 12.0, &Device::Cpu).unwrap().reshape((2, 2, 3)).unwrap();
         let (keys, values) = (heads(1.0), heads(101.0));
-        let mut store = KvStore::new(SHAPE, DType::F32, &Device::Cpu).unwrap();
-        store.write(0, &keys, &values, &[5, 33]).unwrap();
-        let layer = store.host(0).unwrap();
+        let mut single = KvStore::new(SHAPE, DType::F32, &Device::Cpu).unwrap();
+        single.write(0, &keys, &values, &[5, 33]).unwrap();
+        let HostLayer::Single(layer) = single.host(0).unwrap() else { panic!("f32 was asked for") };
         // Row 0 of head 1 is 7, 8, 9; slot 5 of block 0.
         let key = |component: usize| layer.keys[(3 + component) * BLOCK + 5];
         assert_eq!([key(0), key(1), key(2)], [7.0, 8.0, 9.0]);
         assert_eq!(layer.values[(BLOCK + 5) * 3..][..3], [107.0, 108.0, 109.0]);
+        let mut store = KvStore::new(SHAPE, DType::F16, &Device::Cpu).unwrap();
+        store.write(0, &keys, &values, &[5, 33]).unwrap();
+        let HostLayer::Half(halves) = store.host(0).unwrap() else { panic!("f16 was asked for") };
+        assert!(halves.keys.iter().map(|key| key.to_f32()).eq(layer.keys.iter().copied()));
+        assert!(halves.values.iter().map(|value| value.to_f32()).eq(layer.values.iter().copied()));
         let mut store = KvStore::in_tensors(SHAPE).unwrap();
         store.write(0, &keys, &values, &[5, 33]).unwrap();
         let (keys, _) = store.gather(0, &[33]).unwrap().unwrap();

@@ -206,6 +206,8 @@ pub struct GeneratorShape {
     pub layers: usize,
     pub kv_heads: usize,
     pub head_dim: usize,
+    /// Of one number of cached keys and values.
+    pub cached_bytes: usize,
     /// How many experts see a token, and of how many; none where every weight sees every token.
     pub experts: Option<(usize, usize)>,
 }

@@ -129,7 +129,7 @@ pub fn likeliest(row: &[f32], mask: Option<&[u32]>) -> Likeliest {
             const ABREAST: usize = 256;
             for (place, logits) in row.chunks(ABREAST).enumerate() {
                 // Few pieces have more than all before them, so most are only compared, many at a time.
-                if logits.iter().fold(false, |any, logit| any | !(*logit <= best.logit)) {
+                if logits.iter().fold(false, |any, logit| any | (*logit > best.logit) | logit.is_nan()) {
                     logits.iter().enumerate().for_each(|(at, logit)| see(&mut best, place * ABREAST + at, *logit));
                 }
             }

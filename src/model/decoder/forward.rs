@@ -7,7 +7,7 @@ use candle_core::{DType, Device, Result, Tensor};
 use super::layer::{Layer, StepContext};
 use super::options::DecoderOptions;
 use crate::kv::{KvShape, KvStore};
-use crate::model::api::{ModelError, Splice, Step, StepOutput};
+use crate::model::api::{GeneratorShape, ModelError, Splice, Step, StepOutput};
 use crate::model::layers::{AttentionPlan, DevicePlan, Linear, RmsNorm};
 use crate::model::step_rows::StepRows;
 use crate::model::trace::Trace;
@@ -23,6 +23,8 @@ pub struct Decoder {
     head: Linear,
     /// Of activations.
     dtype: DType,
+    /// Of keys and values.
+    cached: DType,
     device: Device,
 }
 
@@ -51,14 +53,15 @@ impl Decoder {
             norm: RmsNorm::load(&scope.at("norm"), options.hidden, options.epsilon)?,
             head,
             dtype: scope.activations(),
+            cached: scope.cached(),
             device: scope.device().clone(),
             embeddings,
             options,
         })
     }
 
-    pub fn options(&self) -> &DecoderOptions {
-        &self.options
+    pub fn shape(&self) -> GeneratorShape {
+        self.options.shape(self.cached.size_in_bytes())
     }
 
     pub fn device(&self) -> &Device {
@@ -68,7 +71,7 @@ impl Decoder {
     /// A cache of so many blocks.
     pub fn cache(&self, blocks: usize) -> Result<KvStore> {
         let DecoderOptions { kv_heads, head_dim, .. } = self.options;
-        KvStore::new(KvShape { layers: self.layers.len(), kv_heads, head_dim, blocks }, self.dtype, &self.device)
+        KvStore::new(KvShape { layers: self.layers.len(), kv_heads, head_dim, blocks }, self.cached, &self.device)
     }
 
     /// One forward pass; see [`crate::model::api::Generator::step`].

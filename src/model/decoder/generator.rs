@@ -21,7 +21,7 @@ pub struct DecoderGenerator {
 
 impl DecoderGenerator {
     pub fn new(decoder: Decoder, tower: Option<Box<dyn Tower>>) -> Self {
-        Self { shape: decoder.options().shape(), decoder, tower }
+        Self { shape: decoder.shape(), decoder, tower }
     }
 }
 

@@ -73,8 +73,8 @@ pub enum FeedForwardOptions {
 }
 
 impl DecoderOptions {
-    /// What who drives the generator must know.
-    pub fn shape(&self) -> GeneratorShape {
+    /// What who drives the generator must know; `cached_bytes` is the size of a number in its cache.
+    pub fn shape(&self, cached_bytes: usize) -> GeneratorShape {
         GeneratorShape {
             vocabulary: self.vocabulary,
             hidden: self.hidden,
@@ -83,6 +83,7 @@ impl DecoderOptions {
             layers: self.layers.len(),
             kv_heads: self.kv_heads,
             head_dim: self.head_dim,
+            cached_bytes,
             experts: self.layers.iter().find_map(|layer| match layer.feed_forward {
                 FeedForwardOptions::Experts(sizes) => Some((sizes.active, sizes.experts)),
                 FeedForwardOptions::Dense { .. } => None,

@@ -1,5 +1,6 @@
 //! Arithmetic that vector loops share.
 
+use half::{bf16, f16};
 use pulp::Simd;
 
 /// `a * b + c`, with one rounding where the processor has that.
@@ -22,6 +23,90 @@ pub fn halved(mut lanes: [f32; LANES], join: impl Fn(f32, f32) -> f32) -> f32 {
         half /= 2;
     }
     lanes[0]
+}
+
+/// A stored number that can be widened.
+pub trait Stored: Copy + Sync {
+    const IS_WIDE: bool = false;
+
+    fn widen(self) -> f32;
+
+    /// The numbers as f32, in `room` unless they are that already.
+    #[inline(always)]
+    fn wide<'a>(stored: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
+        let room = &mut room[..stored.len()];
+        for (wide, stored) in room.iter_mut().zip(stored) {
+            *wide = stored.widen();
+        }
+        room
+    }
+}
+
+impl Stored for f32 {
+    const IS_WIDE: bool = true;
+
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        self
+    }
+
+    #[inline(always)]
+    fn wide<'a>(stored: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
+        stored
+    }
+}
+
+impl Stored for bf16 {
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        f32::from_bits(u32::from(self.to_bits()) << 16)
+    }
+}
+
+impl Stored for f16 {
+    /// Exact, without branches, so that it is vectorised: the exponent is moved by a product.
+    #[inline(always)]
+    fn widen(self) -> f32 {
+        let bits = u32::from(self.to_bits());
+        let sign = (bits & 0x8000) << 16;
+        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
+        // Infinities and NaN keep the highest exponent.
+        let highest = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
+        f32::from_bits(magnitude.to_bits() | highest | sign)
+    }
+
+    #[cfg(target_arch = "x86_64")]
+    #[inline(always)]
+    #[allow(unsafe_code)]
+    fn wide<'a>(stored: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
+        let room = &mut room[..stored.len()];
+        if is_x86_feature_detected!("f16c") && is_x86_feature_detected!("avx") {
+            // SAFETY: the processor has what the function is compiled for.
+            unsafe { widen_by_instruction(stored, room) };
+        } else {
+            for (wide, stored) in room.iter_mut().zip(stored) {
+                *wide = stored.widen();
+            }
+        }
+        room
+    }
+}
+
+/// Both are of one length.
+#[cfg(target_arch = "x86_64")]
+#[allow(unsafe_code)]
+#[target_feature(enable = "avx,f16c")]
+fn widen_by_instruction(stored: &[f16], wide: &mut [f32]) {
+    use std::arch::x86_64::{_mm_loadu_si128, _mm256_cvtph_ps, _mm256_storeu_ps};
+    let (eights, rest) = stored.as_chunks::<8>();
+    let (wide_eights, wide_rest) = wide.as_chunks_mut::<8>();
+    for (wide, stored) in wide_eights.iter_mut().zip(eights) {
+        // SAFETY: eight numbers are read, and eight written.
+        unsafe { _mm256_storeu_ps(wide.as_mut_ptr(), _mm256_cvtph_ps(_mm_loadu_si128(stored.as_ptr().cast()))) };
+    }
+    for (wide, stored) in wide_rest.iter_mut().zip(rest) {
+        *wide = stored.widen();
+    }
 }
 
 /// Asks the memory for a line that will be read soon; it need not exist.
@@ -86,5 +171,21 @@ mod tests {
         let odd = Arch::new().dispatch(Exponentials(&[-100.0, f32::NEG_INFINITY, f32::NAN, 0.0]));
         assert_eq!((odd[0], odd[1], odd[3]), (0.0, 0.0, 1.0));
         assert!(odd[2].is_nan());
+    }
+
+    #[test]
+    fn every_half_is_widened_exactly() {
+        for bits in 0..=u16::MAX {
+            let half = f16::from_bits(bits);
+            let (found, expected) = (half.widen(), half.to_f32());
+            assert!(found == expected || found.is_nan() && expected.is_nan(), "{bits:#x}: {found} is not {expected}");
+        }
+        let all: Vec<f16> = (0..=u16::MAX).map(f16::from_bits).collect();
+        for count in [1, 8, 65_536] {
+            let (part, mut room) = (&all[..count], vec![0.0; count]);
+            let found = f16::wide(part, &mut room).iter().map(|value| value.to_bits());
+            let is_nan = |half: &f16, bits: u32| half.is_nan() && f32::from_bits(bits).is_nan();
+            assert!(part.iter().zip(found).all(|(half, bits)| half.widen().to_bits() == bits || is_nan(half, bits)));
+        }
     }
 }

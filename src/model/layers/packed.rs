@@ -96,6 +96,13 @@ struct Rounded {
     scales: Vec<f32>,
 }
 
+/// A group of rows, block by block.
+struct Group<'a, const R: usize> {
+    fours: &'a [[[i32; R]; LINES]],
+    offsets: &'a [[i32; R]],
+    scales: &'a [[f32; R]],
+}
+
 impl Rounded {
     fn new(input: &[f32], inputs: usize) -> Self {
         let (rows, blocks) = (input.len() / inputs, inputs / BLOCK);
@@ -105,14 +112,14 @@ impl Rounded {
         Arch::new().dispatch(Rounding { input, inputs, rounded })
     }
 
-    /// Of the group that begins with row `first`: its numbers, offsets and scales, block by block.
+    /// The group that begins with row `first`.
     #[inline(always)]
-    fn group<const R: usize>(&self, first: usize) -> (&[[[i32; R]; LINES]], &[[i32; R]], &[[f32; R]]) {
+    fn group<const R: usize>(&self, first: usize) -> Group<'_, R> {
         let range = first * self.blocks..(first + R) * self.blocks;
         let (fours, _) = self.fours[range.start * LINES..range.end * LINES].as_chunks::<R>();
         let (offsets, _) = self.offsets[range.clone()].as_chunks::<R>();
         let (scales, _) = self.scales[range].as_chunks::<R>();
-        (fours.as_chunks::<LINES>().0, offsets, scales)
+        Group { fours: fours.as_chunks().0, offsets, scales }
     }
 }
 
@@ -235,7 +242,7 @@ impl Share<'_> {
     }
 
     fn group<const R: usize>(&mut self, first: usize, tile: usize) {
-        let (fours, offsets, scales) = self.rows.group::<R>(first);
+        let Group { fours, offsets, scales } = self.rows.group::<R>(first);
         let blocks = tile * self.rows.blocks..(tile + 1) * self.rows.blocks;
         let weights = self.weight.lines[blocks.clone()].iter().zip(&self.weight.scales[blocks]);
         let mut sums = [[0.0_f32; TILE]; R];
@@ -264,7 +271,7 @@ mod vnni {
         _mm512_load_si512, _mm512_mul_ps, _mm512_set1_epi32, _mm512_set1_ps, _mm512_setzero_ps, _mm512_storeu_ps,
     };
 
-    use super::{Packed, Rounded, Share, TILE, TILES, groups};
+    use super::{Group, Packed, Rounded, Share, TILE, TILES, groups};
     use crate::model::layers::lanes::fetch_line;
     use crate::model::weights::packed::{Line, Scales};
 
@@ -319,7 +326,7 @@ mod vnni {
         first_row: usize,
         first_tile: usize,
     ) -> [[__m512; T]; R] {
-        let (fours, offsets, scales) = rows.group::<R>(first_row);
+        let Group { fours, offsets, scales } = rows.group::<R>(first_row);
         let blocks = rows.blocks;
         let all = first_tile * blocks..(first_tile + T) * blocks;
         let (lines, weight_scales) = (&weight.lines[all.clone()], &weight.scales[all]);

@@ -5,11 +5,10 @@
 //! threads. Invariant: a row's result has the same bits whatever the other rows are and however many.
 
 use candle_core::{CpuStorage, DType, Device, Error, Result, Storage, Tensor};
-use half::{bf16, f16};
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use super::lanes::multiply_add;
+use super::lanes::{Stored, multiply_add};
 
 /// More rows are better served by a product that cuts both sides into tiles.
 const MOST_ROWS: usize = 16;
@@ -49,55 +48,6 @@ pub fn product(input: &Tensor, weight: &Tensor) -> Result<Tensor> {
     };
     let turned = Tensor::from_vec(turned, (outputs, rows), &Device::Cpu)?;
     if rows == 1 { turned.reshape((1, outputs)) } else { turned.t()?.contiguous() }
-}
-
-/// A stored number that can be widened.
-trait Stored: Copy + Sync {
-    const IS_WIDE: bool = false;
-
-    fn widen(self) -> f32;
-
-    /// The numbers as f32, in `room` unless they are that already.
-    #[inline(always)]
-    fn wide<'a>(stored: &'a [Self], room: &'a mut [f32]) -> &'a [f32] {
-        let room = &mut room[..stored.len()];
-        room.iter_mut().zip(stored).for_each(|(wide, stored)| *wide = stored.widen());
-        room
-    }
-}
-
-impl Stored for f32 {
-    const IS_WIDE: bool = true;
-
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        self
-    }
-
-    #[inline(always)]
-    fn wide<'a>(stored: &'a [Self], _: &'a mut [f32]) -> &'a [f32] {
-        stored
-    }
-}
-
-impl Stored for bf16 {
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        f32::from_bits(u32::from(self.to_bits()) << 16)
-    }
-}
-
-impl Stored for f16 {
-    /// Exact, without branches, so that it is vectorised: the exponent is moved by a product.
-    #[inline(always)]
-    fn widen(self) -> f32 {
-        let bits = u32::from(self.to_bits());
-        let sign = (bits & 0x8000) << 16;
-        let magnitude = f32::from_bits((bits & 0x7fff) << 13) * f32::from_bits(0x7780_0000);
-        // Infinities and NaN keep the highest exponent.
-        let highest = if bits & 0x7c00 == 0x7c00 { 0x7f80_0000 } else { 0 };
-        f32::from_bits(magnitude.to_bits() | highest | sign)
-    }
 }
 
 /// `[outputs, rows]`
@@ -283,15 +233,6 @@ mod tests {
         for (row, expected) in together.iter().enumerate() {
             let alone = product(&input.narrow(0, row, 1).unwrap(), &weight).unwrap();
             assert_eq!(alone.to_vec2::<f32>().unwrap()[0], *expected);
-        }
-    }
-
-    #[test]
-    fn every_half_is_widened_exactly() {
-        for bits in 0..=u16::MAX {
-            let half = f16::from_bits(bits);
-            let (found, expected) = (half.widen(), half.to_f32());
-            assert!(found == expected || found.is_nan() && expected.is_nan(), "{bits:#x}: {found} is not {expected}");
         }
     }
 }

@@ -43,6 +43,11 @@ impl Precision {
         }
     }
 
+    /// The format of cached keys and values: on the CPU 16 bits where weights are rounded at least as coarsely.
+    pub fn cached(self, on_cpu: bool) -> DType {
+        if on_cpu && self.quantises() { DType::F16 } else { self.activations(on_cpu) }
+    }
+
     /// Whether linear maps are held in blocks of integers.
     pub fn quantises(self) -> bool {
         matches!(self, Self::Q8_0 | Self::Q4K)

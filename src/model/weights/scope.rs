@@ -273,6 +273,11 @@ impl Scope<'_> {
         self.weights.precision.activations(self.weights.device.is_cpu())
     }
 
+    /// The format of cached keys and values.
+    pub fn cached(&self) -> DType {
+        self.weights.precision.cached(self.weights.device.is_cpu())
+    }
+
     /// Whether linear maps are held in blocks of integers, where these fit.
     pub fn quantises(&self) -> bool {
         self.weights.precision.quantises()

@@ -6,7 +6,7 @@
 use candle_core::{CpuStorage, Device, Result, Storage, Tensor};
 use rayon::prelude::*;
 
-use crate::kv::KvStore;
+use crate::kv::{KvStore, Place};
 use crate::model::layers::{Angles, RmsNorm};
 
 /// Numbers that make it worth waking another thread.
@@ -59,7 +59,7 @@ pub fn arrange(
         for head in 0..kv_heads {
             let key = &arranged[((heads + head) * rows + row) * width..][..width];
             let value = &source.all[row * columns + (heads + kv_heads + head) * width..][..width];
-            layer.write(kv_heads, *slot, head, key, value);
+            layer.write(Place { slot: *slot, head, kv_heads }, key, value);
         }
     }
     arranged.truncate(heads * rows * width);

@@ -10,8 +10,8 @@ use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
 use super::plan::{AttentionPlan, Segment};
-use crate::kv::{BLOCK, BlockId, HostLayer, KvShape};
-use crate::model::layers::lanes::{exponential, halved, multiply_add};
+use crate::kv::{BLOCK, BlockId, HostArrays, HostLayer, KvShape};
+use crate::model::layers::lanes::{Stored, exponential, halved, multiply_add};
 
 /// Rows that share each block's keys while these are near.
 const TILE_ROWS: usize = 8;
@@ -26,6 +26,19 @@ const WORTH_SHARING: usize = 1 << 18;
 pub fn attend(
     queries: &Tensor,
     cached: &HostLayer,
+    shape: KvShape,
+    plan: &AttentionPlan<'_>,
+    segments: &[Segment],
+) -> Result<Tensor> {
+    match cached {
+        HostLayer::Single(arrays) => attend_to(queries, arrays, shape, plan, segments),
+        HostLayer::Half(arrays) => attend_to(queries, arrays, shape, plan, segments),
+    }
+}
+
+fn attend_to<T: Stored>(
+    queries: &Tensor,
+    cached: &HostArrays<T>,
     shape: KvShape,
     plan: &AttentionPlan<'_>,
     segments: &[Segment],
@@ -63,13 +76,13 @@ pub fn attend(
 }
 
 /// What all tiles of a layer share.
-struct Layer<'a> {
+struct Layer<'a, T> {
     /// `[heads, rows, width]`
     queries: &'a [f32],
     rows: usize,
     group: usize,
     width: usize,
-    cached: &'a HostLayer,
+    cached: &'a HostArrays<T>,
     kv_heads: usize,
 }
 
@@ -102,8 +115,8 @@ impl<'a> Stretch<'a> {
 }
 
 /// A stretch, for some heads of keys and the heads of queries that share each of them.
-struct Tile<'a> {
-    layer: &'a Layer<'a>,
+struct Tile<'a, T> {
+    layer: &'a Layer<'a, T>,
     stretch: &'a Stretch<'a>,
     /// Of keys and values.
     first_head: usize,
@@ -118,7 +131,7 @@ struct Running {
     sum: f32,
 }
 
-impl WithSimd for Tile<'_> {
+impl<T: Stored> WithSimd for Tile<'_, T> {
     type Output = ();
 
     #[inline(always)]
@@ -133,6 +146,8 @@ impl WithSimd for Tile<'_> {
         let mut running = vec![Running { highest: f32::NEG_INFINITY, sum: 0.0 }; heads * of_head];
         let mut mixed = vec![0.0; heads * of_head * width];
         let block_len = width * BLOCK;
+        let room = || vec![0.0; if T::IS_WIDE { 0 } else { block_len }];
+        let mut room = (room(), room());
         let seen = first_key / BLOCK..(position + count).div_ceil(BLOCK);
         for (block, id) in seen.clone().zip(&blocks[seen]) {
             let low = first_key.saturating_sub(block * BLOCK);
@@ -140,7 +155,11 @@ impl WithSimd for Tile<'_> {
             let first_query = (block * BLOCK).saturating_sub(position) * group;
             for head in 0..heads {
                 let at = (id.0 as usize * layer.kv_heads + first_head + head) * block_len;
-                let cached = (&layer.cached.keys[at..at + block_len], &layer.cached.values[at..at + block_len]);
+                let seen = Seen {
+                    keys: T::wide(&layer.cached.keys[at..at + block_len], &mut room.0),
+                    values: T::wide(&layer.cached.values[at..at + block_len], &mut room.1),
+                    low,
+                };
                 let end = (head + 1) * of_head;
                 for query in (head * of_head + first_query..end).step_by(ABREAST) {
                     let high = |one: usize| {
@@ -150,10 +169,10 @@ impl WithSimd for Tile<'_> {
                     let (queries, mixed) = (&queries[query * width..], &mut mixed[query * width..]);
                     let running = &mut running[query..end.min(query + ABREAST)];
                     match running.len() {
-                        1 => see::<S, 1>(queries, cached, low, high, running, mixed),
-                        2 => see::<S, 2>(queries, cached, low, high, running, mixed),
-                        3 => see::<S, 3>(queries, cached, low, high, running, mixed),
-                        _ => see::<S, ABREAST>(queries, cached, low, high, running, mixed),
+                        1 => see::<S, 1>(queries, &seen, high, running, mixed),
+                        2 => see::<S, 2>(queries, &seen, high, running, mixed),
+                        3 => see::<S, 3>(queries, &seen, high, running, mixed),
+                        _ => see::<S, ABREAST>(queries, &seen, high, running, mixed),
                     }
                 }
             }
@@ -173,7 +192,7 @@ impl WithSimd for Tile<'_> {
 
 /// Adds the stretch's queries of one head of keys, `[count, group, width]`, times `1 / sqrt(width)`.
 #[inline(always)]
-fn scale_queries(layer: &Layer<'_>, head: usize, first_row: usize, count: usize, scaled: &mut Vec<f32>) {
+fn scale_queries<T>(layer: &Layer<'_, T>, head: usize, first_row: usize, count: usize, scaled: &mut Vec<f32>) {
     let Layer { queries, rows, group, width, .. } = *layer;
     let scale = (width as f64).powf(-0.5) as f32;
     for row in first_row..first_row + count {
@@ -184,17 +203,26 @@ fn scale_queries(layer: &Layer<'_>, head: usize, first_row: usize, count: usize,
     }
 }
 
-/// What `N` queries, `[N, width]`, see of a block: keys `[width, BLOCK]` and values `[BLOCK, width]` from `low` to what
-/// `high` says of each. `out` is `[N, width]`.
+/// One head's block of the cache.
+struct Seen<'a> {
+    /// `[width, BLOCK]`
+    keys: &'a [f32],
+    /// `[BLOCK, width]`
+    values: &'a [f32],
+    /// The first slot that can be seen.
+    low: usize,
+}
+
+/// What `N` queries, `[N, width]`, see of a block, each up to what `high` says of it. `out` is `[N, width]`.
 #[inline(always)]
 fn see<S: Simd, const N: usize>(
     queries: &[f32],
-    (keys, values): (&[f32], &[f32]),
-    low: usize,
+    seen: &Seen<'_>,
     high: impl Fn(usize) -> usize,
     running: &mut [Running],
     out: &mut [f32],
 ) {
+    let Seen { keys, values, low } = *seen;
     let width = values.len() / BLOCK;
     let mut scores = score::<S, N>(queries, keys, width);
     let highs: [usize; N] = std::array::from_fn(high);
