@@ -13,8 +13,7 @@ use candle_core::{DType, Device, Module, Result, Tensor};
 
 use super::{packed, skinny};
 use crate::model::api::ModelError;
-use crate::model::weights::packed::{Packed, packs};
-use crate::model::weights::{Matrix, Scope};
+use crate::model::weights::{Matrix, Packed, Scope, packs};
 
 /// Outputs whose 16-bit weights are widened at once.
 const WIDENED: usize = 1024;

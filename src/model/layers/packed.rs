@@ -11,7 +11,7 @@ use half::f16;
 use pulp::{Arch, Simd, WithSimd};
 use rayon::prelude::*;
 
-use crate::model::weights::packed::{BLOCK, LINES, Packed, TILE};
+use crate::model::weights::{BLOCK_INPUTS as BLOCK, BLOCK_LINES as LINES, Packed, TILE_OUTPUTS as TILE};
 
 /// Rows that are handed out together: rounded, they stay in the second cache.
 const CHUNK: usize = 128;
@@ -273,7 +273,7 @@ mod vnni {
 
     use super::{Group, Packed, Rounded, Share, TILE, TILES, groups};
     use crate::model::layers::lanes::fetch_line;
-    use crate::model::weights::packed::{Line, Scales};
+    use crate::model::weights::{PackedLine, PackedScales};
 
     /// How far ahead weights are asked for, in lines of the cache: what the processor does by itself leaves a fifth of the
     /// memory's speed unused.
@@ -364,7 +364,7 @@ mod vnni {
     #[inline]
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f")]
-    fn bytes(line: &Line) -> __m512i {
+    fn bytes(line: &PackedLine) -> __m512i {
         // SAFETY: a line has 64 bytes and is aligned to as many.
         unsafe { _mm512_load_si512(std::ptr::from_ref(line).cast()) }
     }
@@ -372,7 +372,7 @@ mod vnni {
     #[inline]
     #[allow(unsafe_code)]
     #[target_feature(enable = "avx512f")]
-    fn widened(scales: &Scales) -> __m512 {
+    fn widened(scales: &PackedScales) -> __m512 {
         // SAFETY: they are 32 bytes.
         _mm512_cvtph_ps(unsafe { _mm256_loadu_si256(scales.as_ptr().cast()) })
     }

@@ -10,24 +10,24 @@ use candle_core::quantized::{GgmlDType, QTensor};
 use crate::heap::prefer_large_pages;
 
 /// Outputs of a tile.
-pub const TILE: usize = 16;
+pub const TILE_OUTPUTS: usize = 16;
 
 /// Inputs that share a scale.
-pub const BLOCK: usize = 32;
+pub const BLOCK_INPUTS: usize = 32;
 
 /// Lines of a tile's block.
-pub const LINES: usize = BLOCK / 4;
+pub const BLOCK_LINES: usize = BLOCK_INPUTS / 4;
 
 /// Bytes of a stored block: its scale in f16, then its signed numbers.
-const STORED: usize = 2 + BLOCK;
+const STORED: usize = 2 + BLOCK_INPUTS;
 
 /// Four inputs of each output of a tile, 128 added to each; it begins where a line of the cache does.
 #[derive(Debug, Clone, Copy)]
 #[repr(C, align(64))]
-pub struct Line(pub [u8; 4 * TILE]);
+pub struct PackedLine(pub [u8; 4 * TILE_OUTPUTS]);
 
 /// The scale of a block for each output of a tile, bits of an f16.
-pub type Scales = [u16; TILE];
+pub type PackedScales = [u16; TILE_OUTPUTS];
 
 /// A matrix, `[outputs, inputs]`; outputs that the last tile lacks are zeros.
 #[derive(Debug, Clone)]
@@ -35,9 +35,9 @@ pub struct Packed {
     pub outputs: usize,
     pub inputs: usize,
     /// `[tiles, blocks of inputs]`
-    pub lines: Vec<[Line; LINES]>,
+    pub lines: Vec<[PackedLine; BLOCK_LINES]>,
     /// `[tiles, blocks of inputs]`
-    pub scales: Vec<Scales>,
+    pub scales: Vec<PackedScales>,
 }
 
 /// Whether matrices of these blocks are held packed on this machine's CPU.
@@ -47,7 +47,7 @@ pub fn packs(blocks: GgmlDType) -> bool {
 
 /// Memory of a packed matrix.
 pub fn packed_bytes(outputs: usize, inputs: usize) -> usize {
-    outputs.next_multiple_of(TILE) * inputs / BLOCK * STORED
+    outputs.next_multiple_of(TILE_OUTPUTS) * inputs / BLOCK_INPUTS * STORED
 }
 
 #[cfg(target_arch = "x86_64")]
@@ -66,15 +66,15 @@ impl Packed {
         let (outputs, inputs) = matrix.shape().dims2()?;
         let data = matrix.data()?;
         let (stored, _) = data.as_chunks::<STORED>();
-        let blocks = inputs / BLOCK;
-        let count = outputs.div_ceil(TILE) * blocks;
+        let blocks = inputs / BLOCK_INPUTS;
+        let count = outputs.div_ceil(TILE_OUTPUTS) * blocks;
         let (mut lines, mut scales) = (Vec::with_capacity(count), Vec::with_capacity(count));
         prefer_large_pages(&mut lines);
-        for tile in stored.chunks(TILE * blocks) {
+        for tile in stored.chunks(TILE_OUTPUTS * blocks) {
             for block in 0..blocks {
                 // The byte that stands for zero.
-                let mut packed = [[0x80_u8; 4 * TILE]; LINES];
-                let mut of_tile = [0; TILE];
+                let mut packed = [[0x80_u8; 4 * TILE_OUTPUTS]; BLOCK_LINES];
+                let mut of_tile = [0; TILE_OUTPUTS];
                 for (output, row) in tile.chunks(blocks).enumerate() {
                     let [low, high, numbers @ ..] = &row[block];
                     of_tile[output] = u16::from_le_bytes([*low, *high]);
@@ -84,7 +84,7 @@ impl Packed {
                         place.iter_mut().zip(four).for_each(|(packed, number)| *packed = number ^ 0x80);
                     }
                 }
-                lines.push(packed.map(Line));
+                lines.push(packed.map(PackedLine));
                 scales.push(of_tile);
             }
         }
@@ -108,19 +108,19 @@ mod tests {
         let exact = blocks.dequantize(&Device::Cpu).unwrap().to_vec2::<f32>().unwrap();
         let packed = Packed::new(&blocks).unwrap();
         assert_eq!(packed.lines.len(), 2 * 2);
-        for output in 0..2 * TILE {
+        for output in 0..2 * TILE_OUTPUTS {
             for input in 0..inputs {
-                let at = output / TILE * 2 + input / BLOCK;
-                let line = packed.lines[at][input % BLOCK / 4];
-                let number = f32::from(line.0[output % TILE * 4 + input % 4]) - 128.0;
-                let scale = half::f16::from_bits(packed.scales[at][output % TILE]).to_f32();
+                let at = output / TILE_OUTPUTS * 2 + input / BLOCK_INPUTS;
+                let line = packed.lines[at][input % BLOCK_INPUTS / 4];
+                let number = f32::from(line.0[output % TILE_OUTPUTS * 4 + input % 4]) - 128.0;
+                let scale = half::f16::from_bits(packed.scales[at][output % TILE_OUTPUTS]).to_f32();
                 let expected = exact.get(output).map_or(0.0, |row| row[input]);
                 assert_eq!(number * scale, expected, "output {output}, input {input}");
             }
         }
         let size = |count: usize, each: usize| count * each;
-        let held =
-            size(packed.lines.len(), size_of::<[Line; LINES]>()) + size(packed.scales.len(), size_of::<Scales>());
+        let held = size(packed.lines.len(), size_of::<[PackedLine; BLOCK_LINES]>())
+            + size(packed.scales.len(), size_of::<PackedScales>());
         assert_eq!(held, packed_bytes(outputs, inputs));
     }
 }

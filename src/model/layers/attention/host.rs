@@ -1,7 +1,7 @@
 //! Attention on the CPU, straight from the cache's blocks.
 //!
-//! Works a few rows of one group of heads at a time through the blocks that they see, with the running softmax of Milakov
-//! and Gimelshein, 2018, so no score outlives its block. Plain loops over a block's sixteen keys become vector
+//! Works a few rows of one sequence at a time through the blocks that they see, all heads of a block one after the other, as
+//! they lie in memory, with the running softmax of Milakov and Gimelshein, 2018, so no score outlives its block. Plain loops over a block's sixteen keys become vector
 //! instructions, chosen at run time. Invariants: a row's arithmetic does not depend on the rows beside it, bit for bit;
 //! slots that a row must not see are not even multiplied by zero.
 
