@@ -1,4 +1,4 @@
-//! Tests only: the parity models, goldens and pictures under tests/data/parity.
+//! Tests only: the parity models, goldens and pictures under tests/data/parity, and random numbers.
 //!
 //! Knows paths and nothing of the models themselves.
 
@@ -7,6 +7,8 @@ use std::io::Cursor;
 use std::path::{Path, PathBuf};
 
 use candle_core::{Device, Tensor};
+use rand::{Rng, SeedableRng};
+use rand_chacha::ChaCha8Rng;
 use serde::Deserialize;
 
 use super::api::ModelError;
@@ -113,4 +115,11 @@ fn over_white([red, green, blue, alpha]: [u8; 4]) -> [u8; 3] {
         ((weighted + 127) / 255) as u8
     };
     [mix(red), mix(green), mix(blue)]
+}
+
+/// `[rows, columns]` between -1 and 1, always the same for a seed.
+pub fn random(rows: usize, columns: usize, seed: u64) -> Tensor {
+    let mut random = ChaCha8Rng::seed_from_u64(seed);
+    let values: Vec<f32> = (0..rows * columns).map(|_| random.random_range(-1.0_f32..1.0)).collect();
+    Tensor::from_vec(values, (rows, columns), &Device::Cpu).expect("there are as many values as the shape says")
 }

@@ -120,7 +120,7 @@ impl Weight {
     fn forward(&self, input: &Tensor) -> Result<Tensor> {
         match self {
             Self::Dense(weight) => dense(input, weight),
-            Self::Packed(weight) => packed::product(input, weight),
+            Self::Packed(weight) => packed::product(&input.to_dtype(DType::F32)?, weight)?.to_dtype(input.dtype()),
             Self::Quantised { map, .. } => map.forward(&input.to_dtype(DType::F32)?)?.to_dtype(input.dtype()),
             Self::Stacked(parts) => {
                 Tensor::cat(&parts.iter().map(|part| part.forward(input)).collect::<Result<Vec<_>>>()?, 1)

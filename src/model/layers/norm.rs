@@ -78,8 +78,8 @@ impl RmsNorm {
     }
 }
 
-/// The first norm on the CPU, in f32. Sums are of sixteen lanes, whatever the processor's registers hold, so that a row has
-/// the same bits everywhere.
+/// The first norm on the CPU, in f32. Sums are of sixteen lanes, so that a row's bits do not depend on how many numbers the
+/// processor's registers hold.
 struct OnHost {
     epsilon: f32,
 }

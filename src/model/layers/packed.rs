@@ -26,6 +26,9 @@ const WORTH_MULTIPLYING: usize = 1 << 20;
 /// `input`, `[rows, inputs]` in f32, times the transposed `weight`, `[outputs, inputs]`.
 pub fn product(input: &Tensor, weight: &Packed) -> Result<Tensor> {
     let (rows, inputs) = input.dims2()?;
+    if inputs != weight.inputs {
+        candle_core::bail!("rows of {inputs} numbers cannot be multiplied by a matrix of {} inputs", weight.inputs);
+    }
     let input = input.contiguous()?;
     let (storage, layout) = input.storage_and_layout();
     let Storage::Cpu(CpuStorage::F32(values)) = &*storage else {
@@ -391,16 +394,9 @@ mod vnni {
 #[cfg(test)]
 mod tests {
     use candle_core::quantized::{GgmlDType, QTensor};
-    use rand::{Rng, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
 
     use super::*;
-
-    fn random(rows: usize, columns: usize, seed: u64) -> Tensor {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let values: Vec<f32> = (0..rows * columns).map(|_| random.random_range(-1.0_f32..1.0)).collect();
-        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
-    }
+    use crate::model::fixture::random;
 
     fn quantised(outputs: usize, inputs: usize, seed: u64) -> QTensor {
         QTensor::quantize(&random(outputs, inputs, seed), GgmlDType::Q8_0).unwrap()
@@ -464,6 +460,13 @@ mod tests {
             let finite = found.iter().map(|row| row.iter().filter(|value| value.is_finite()).count());
             assert_eq!(finite.collect::<Vec<_>>(), [40, 0, 40], "{odd}");
         }
+    }
+
+    #[test]
+    fn rows_of_another_length_are_refused() {
+        let weight = Packed::new(&quantised(40, 64, 7)).unwrap();
+        let refusal = product(&random(2, 32, 1), &weight).unwrap_err().to_string();
+        assert!(refusal.contains("32") && refusal.contains("64"), "{refusal}");
     }
 
     #[test]

@@ -200,16 +200,8 @@ fn dots<S: Simd, const W: usize, const N: usize>(simd: S, inputs: [&[f32]; N], w
 
 #[cfg(test)]
 mod tests {
-    use rand::{Rng, SeedableRng};
-    use rand_chacha::ChaCha8Rng;
-
     use super::*;
-
-    fn random(rows: usize, columns: usize, seed: u64) -> Tensor {
-        let mut random = ChaCha8Rng::seed_from_u64(seed);
-        let values: Vec<f32> = (0..rows * columns).map(|_| random.random_range(-1.0_f32..1.0)).collect();
-        Tensor::from_vec(values, (rows, columns), &Device::Cpu).unwrap()
-    }
+    use crate::model::fixture::random;
 
     #[test]
     fn the_product_equals_the_librarys_for_odd_sizes_and_every_format() {
