@@ -1,10 +1,9 @@
 //! The gated feed-forward layer (Shazeer, 2020): `down(silu(gate(x)) * up(x))`.
 
 use candle_core::{CpuStorage, CustomOp1, Layout, Module, Result, Shape, Tensor};
-use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
+use pulp::{Simd, WithSimd};
 
-use super::lanes::exponential;
+use super::lanes::{exponential, shared_rows, work_off};
 use super::linear::Linear;
 use crate::model::api::ModelError;
 use crate::model::kernels::{Argument, Grid, Kernel, launch, suffix, unwritten};
@@ -62,22 +61,15 @@ impl CustomOp1 for Gated {
     }
 
     fn cpu_fwd(&self, storage: &CpuStorage, layout: &Layout) -> Result<(CpuStorage, Shape)> {
-        /// Values that make it worth waking another thread.
-        const SHARE: usize = 1 << 15;
         let width = self.width;
         let Some((start, end)) = layout.contiguous_offsets() else {
             candle_core::bail!("gates and what they let through must lie side by side")
         };
         let both = &storage.as_slice::<f32>()?[start..end];
         let mut out = vec![0.0; both.len() / 2];
-        let rows = SHARE.div_ceil(width.max(1));
+        let rows = shared_rows(width);
         let pieces = out.chunks_mut(rows * width).zip(both.chunks(rows * 2 * width));
-        let mut pieces: Vec<Piece<'_>> = pieces.map(|(out, both)| Piece { both, width, out }).collect();
-        let arch = Arch::new();
-        match pieces.len() {
-            1 => pieces.drain(..).for_each(|piece| arch.dispatch(piece)),
-            _ => pieces.into_par_iter().for_each(|piece| arch.dispatch(piece)),
-        }
+        work_off(pieces.map(|(out, both)| Piece { both, width, out }).collect());
         Ok((CpuStorage::F32(out), (layout.shape().elem_count() / (2 * width.max(1)), width).into()))
     }
 }

@@ -1,7 +1,25 @@
 //! Arithmetic that vector loops share.
 
 use half::{bf16, f16};
-use pulp::Simd;
+use pulp::{Arch, Simd, WithSimd};
+use rayon::prelude::*;
+
+/// Values that make it worth waking another thread.
+const SHARE: usize = 1 << 15;
+
+/// So many whole rows that a thread has enough to do with them.
+pub fn shared_rows(width: usize) -> usize {
+    SHARE.div_ceil(width.max(1))
+}
+
+/// Works pieces off in vector registers, on all threads if there are several.
+pub fn work_off<P: WithSimd<Output = ()> + Send>(pieces: Vec<P>) {
+    let arch = Arch::new();
+    match pieces.len() {
+        0 | 1 => pieces.into_iter().for_each(|piece| arch.dispatch(piece)),
+        _ => pieces.into_par_iter().for_each(|piece| arch.dispatch(piece)),
+    }
+}
 
 /// `a * b + c`, with one rounding where the processor has that.
 #[inline(always)]
@@ -147,8 +165,6 @@ pub fn exponential<S: Simd>(x: f32) -> f32 {
 
 #[cfg(test)]
 mod tests {
-    use pulp::{Arch, WithSimd};
-
     use super::*;
 
     struct Exponentials<'a>(&'a [f32]);

@@ -3,9 +3,8 @@
 
 use candle_core::{CpuStorage, CustomOp2, DType, Device, Layout, Module, Result, Shape, Tensor};
 use pulp::{Arch, Simd, WithSimd};
-use rayon::prelude::*;
 
-use super::lanes::{LANES, halved, multiply_add};
+use super::lanes::{LANES, halved, multiply_add, shared_rows, work_off};
 use crate::model::api::ModelError;
 use crate::model::kernels::{Argument, Grid, Kernel, launch, suffix, unwritten};
 use crate::model::weights::Scope;
@@ -90,23 +89,15 @@ impl CustomOp2 for OnHost {
     }
 
     fn cpu_fwd(&self, s1: &CpuStorage, l1: &Layout, s2: &CpuStorage, l2: &Layout) -> Result<(CpuStorage, Shape)> {
-        /// Values that make it worth waking another thread.
-        const SHARE: usize = 1 << 15;
         let (Some(input), Some(weight)) = (l1.contiguous_offsets(), l2.contiguous_offsets()) else {
             candle_core::bail!("values must lie side by side")
         };
         let input = &s1.as_slice::<f32>()?[input.0..input.1];
         let weight = &s2.as_slice::<f32>()?[weight.0..weight.1];
         let mut out = vec![0.0; input.len()];
-        let share = SHARE.next_multiple_of(weight.len().max(1));
-        let piece = |(out, input)| Piece { input, weight, epsilon: self.epsilon, out };
-        let arch = Arch::new();
-        if input.len() <= share {
-            arch.dispatch(piece((&mut out, input)));
-        } else {
-            let pieces = out.par_chunks_mut(share).zip(input.par_chunks(share));
-            pieces.for_each(|rows| arch.dispatch(piece(rows)));
-        }
+        let share = shared_rows(weight.len()) * weight.len().max(1);
+        let pieces = out.chunks_mut(share).zip(input.chunks(share));
+        work_off(pieces.map(|(out, input)| Piece { input, weight, epsilon: self.epsilon, out }).collect());
         Ok((CpuStorage::F32(out), l1.shape().clone()))
     }
 }

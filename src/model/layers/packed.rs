@@ -202,7 +202,7 @@ impl Share<'_> {
     #[cfg(target_arch = "x86_64")]
     #[allow(unsafe_code)]
     fn run(self) {
-        if is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni") {
+        if crate::model::weights::multiplies_bytes() {
             // SAFETY: the processor has what the function is compiled for.
             unsafe { vnni::run(self) }
         } else {

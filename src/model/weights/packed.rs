@@ -50,8 +50,9 @@ pub fn packed_bytes(outputs: usize, inputs: usize) -> usize {
     outputs.next_multiple_of(TILE_OUTPUTS) * inputs / BLOCK_INPUTS * STORED
 }
 
+/// Whether the processor has what the product of packed matrices is compiled for.
 #[cfg(target_arch = "x86_64")]
-fn multiplies_bytes() -> bool {
+pub fn multiplies_bytes() -> bool {
     is_x86_feature_detected!("avx512f") && is_x86_feature_detected!("avx512vnni")
 }
 
@@ -118,9 +119,7 @@ mod tests {
                 assert_eq!(number * scale, expected, "output {output}, input {input}");
             }
         }
-        let size = |count: usize, each: usize| count * each;
-        let held = size(packed.lines.len(), size_of::<[PackedLine; BLOCK_LINES]>())
-            + size(packed.scales.len(), size_of::<PackedScales>());
+        let held = size_of_val(packed.lines.as_slice()) + size_of_val(packed.scales.as_slice());
         assert_eq!(held, packed_bytes(outputs, inputs));
     }
 }

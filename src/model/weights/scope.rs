@@ -177,12 +177,14 @@ impl Weights {
     /// Memory of a matrix of blocks, with what products need beside it.
     fn block_bytes(&self, blocks: GgmlDType, (outputs, inputs): (usize, usize), usage: Usage) -> usize {
         let stored = outputs * inputs / blocks.block_size() * blocks.type_size();
-        let (packs, is_map) = (self.device.is_cpu() && packs(blocks), usage != Usage::Table);
-        let kept = if packs && usage == Usage::Map { 0 } else { stored };
-        kept + match is_map && self.device.is_cpu() {
-            true if packs => packed_bytes(outputs, inputs),
-            true => copy_bytes(blocks, outputs, inputs),
-            false => 0,
+        if !self.device.is_cpu() {
+            return stored;
+        }
+        match usage {
+            Usage::Table => stored,
+            Usage::Map if packs(blocks) => packed_bytes(outputs, inputs),
+            Usage::TableAndMap if packs(blocks) => stored + packed_bytes(outputs, inputs),
+            Usage::Map | Usage::TableAndMap => stored + copy_bytes(blocks, outputs, inputs),
         }
     }
 
