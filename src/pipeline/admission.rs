@@ -15,6 +15,10 @@ use super::tracked::{Held, Permits};
 /// One permit stands for this many bytes, because semaphores count in 32 bits.
 const UNIT: u64 = 1024;
 
+/// A record that waits goes on when there is room for this many of its size: who lets one in for each that leaves is
+/// woken for each.
+const TOGETHER: u32 = 32;
+
 pub(super) struct Admission {
     assets: Arc<Semaphore>,
     capacity: usize,
@@ -72,7 +76,10 @@ impl Admission {
             let asset = self.assets.clone().acquire_owned().await.expect("the semaphore is never closed");
             self.asset = Some(asset);
         }
-        let bytes = self.bytes.clone().acquire_many_owned(cost).await.expect("the semaphore is never closed");
+        // A share of all there is at most, because some of it comes back only with the next commit.
+        let room = cost.max(cost.saturating_mul(TOGETHER).min(self.byte_units / 4));
+        let mut bytes = self.bytes.clone().acquire_many_owned(room).await.expect("the semaphore is never closed");
+        drop(bytes.split((room - cost) as usize));
         let record = self.waiting.take().expect("checked above; nobody else takes it");
         let asset = self.asset.take().expect("acquired above");
         (record, self.permits(asset, bytes))
@@ -121,6 +128,21 @@ mod tests {
         drop(first);
         assert!(futures::future::poll_immediate(admission.next()).await.is_some());
         assert!(!admission.is_waiting());
+    }
+
+    #[tokio::test]
+    async fn a_waiting_record_goes_on_when_there_is_room_for_several() {
+        let options = Options { assets: 1000, bytes: ByteSize::kib(200), ..Options::default() };
+        let mut admission = Admission::new(&options, 0);
+        // Each takes two units of the 200: one for its message, one for media.
+        let mut inside: Vec<_> = (0..100).map(|_| admission.admit(record(10)).unwrap()).collect();
+        assert!(admission.admit(record(10)).is_none());
+        inside.truncate(76);
+        assert!(futures::future::poll_immediate(admission.next()).await.is_none());
+        inside.truncate(75);
+        assert!(futures::future::poll_immediate(admission.next()).await.is_some());
+        let more = (0..24).filter(|_| admission.admit(record(10)).is_some()).count();
+        assert_eq!(more, 24, "the room that it did not need is given back");
     }
 
     #[tokio::test]

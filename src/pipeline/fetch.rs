@@ -5,6 +5,7 @@
 
 use std::sync::Arc;
 
+use tokio::runtime::Handle;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
 
 use crate::domain::{Asset, Blame, MediaReference, Rejection, Stage};
@@ -15,7 +16,7 @@ use crate::retry;
 use super::tracked::Tracked;
 
 /// Files of this machine that one thread reads in a row.
-const CHUNK: usize = 8;
+const CHUNK: usize = 32;
 
 /// An asset and the media that were read for it.
 pub(super) struct FetchedAsset {
@@ -55,7 +56,10 @@ pub(super) async fn run(
             }
         }
         if !local.is_empty() {
-            let (fetcher, output, slot) = (fetcher.clone(), output.clone(), slot().await);
+            let slot = slot().await;
+            // Files are not read before the next stage has places for them: they would grow cold, and their thread wait.
+            drop(output.reserve_many(local.len()).await);
+            let (fetcher, output) = (fetcher.clone(), output.clone());
             tokio::task::spawn_blocking(move || fetcher.read_local(local, &output, &slot));
         }
     }
@@ -126,9 +130,10 @@ impl Fetcher {
                 }
             }
         }
-        // Together, because each time a thread of the next stage is woken a core changes its thread.
-        for fetched in ready {
-            let _ = output.blocking_send(fetched);
+        // Together: who waits for each place alone is woken for each, and every time a core changes its thread.
+        let Ok(places) = Handle::current().block_on(output.reserve_many(ready.len())) else { return };
+        for (place, fetched) in places.zip(ready) {
+            place.send(fetched);
         }
     }
 

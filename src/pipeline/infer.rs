@@ -1,8 +1,8 @@
 //! Fourth stage: prepared assets wait for their answers from the engine.
 //!
-//! Receives [`PreparedAsset`]s and settles every one of them. At most `window` are with the engine at once; it packs them into
-//! batches as it likes. A bad input or output rejects its asset; a dead engine ends the pipeline. Ends when its input has ended
-//! and nothing waits.
+//! Receives [`PreparedAsset`]s, several at once, and settles every one of them. At most `window` are with the engine at
+//! once; it packs them into batches as it likes. A bad input or output rejects its asset; a dead engine ends the pipeline.
+//! Ends when its input has ended and nothing waits.
 
 use std::sync::Arc;
 
@@ -26,18 +26,26 @@ pub(super) struct Inferrer {
     pub(super) fatal: mpsc::Sender<PipelineError>,
 }
 
-pub(super) async fn run(mut input: mpsc::Receiver<Tracked<PreparedAsset>>, window: usize, inferrer: Arc<Inferrer>) {
+pub(super) async fn run(
+    mut input: mpsc::Receiver<Vec<Tracked<PreparedAsset>>>,
+    window: usize,
+    inferrer: Arc<Inferrer>,
+) {
     let mut waiting = FuturesUnordered::new();
+    let mut received = Vec::new().into_iter();
     let mut ended = false;
-    while !ended || !waiting.is_empty() {
+    loop {
+        let room = window.saturating_sub(waiting.len());
+        let assets = received.by_ref().filter(|asset: &Tracked<PreparedAsset>| !asset.is_cancelled()).take(room);
+        waiting.extend(assets.map(|asset| inferrer.infer(asset)));
         tokio::select! {
             biased;
             Some(()) = waiting.next() => {}
-            asset = input.recv(), if !ended && waiting.len() < window => match asset {
-                Some(asset) if !asset.is_cancelled() => waiting.push(inferrer.infer(asset)),
-                Some(_) => {}
+            assets = input.recv(), if !ended && waiting.len() < window => match assets {
+                Some(assets) => received = assets.into_iter(),
                 None => ended = true,
             },
+            else => return,
         }
     }
 }
@@ -114,7 +122,12 @@ fn rejection(asset_id: String, error: &InferenceError) -> Option<Rejection> {
 mod tests {
     use std::path::Path;
 
+    use tokio::sync::Semaphore;
+
+    use super::super::tracked::tests::tracked;
     use super::*;
+    use crate::domain::AssetKind;
+    use crate::engine::{InstantInference, Request, Task};
 
     fn answer(texts: Vec<String>) -> Answer {
         Answer {
@@ -150,5 +163,31 @@ mod tests {
         assert_eq!(values(&job, &good, &[true]).unwrap(), expected);
         let error = values(&job, &answer(vec!["Acme".to_owned()]), &[true]).unwrap_err();
         assert_eq!(unusable("a".to_owned(), &error).reason, "model_output");
+    }
+
+    #[tokio::test]
+    async fn of_many_that_come_at_once_each_is_settled() {
+        let (outcomes, mut settled) = mpsc::channel(10);
+        let (sender, input) = mpsc::channel(1);
+        let inference = Arc::new(InstantInference::new([("m", 2)]));
+        let asset = || {
+            let task = Task::EmbedText { model: "m".into(), text: "a mug".to_owned() };
+            let prepared = PreparedAsset {
+                id: "a".to_owned(),
+                kind: AssetKind::Ad,
+                event_time: 0,
+                media_hashes: Vec::new(),
+                present: vec![true],
+                prepared: inference.prepare(&Request { tasks: vec![task] }).unwrap(),
+            };
+            tracked(outcomes.clone(), &Arc::new(Semaphore::new(3))).map(|_| prepared)
+        };
+        let sent = sender.send((0..10).map(|_| asset()).collect()).await;
+        assert!(sent.is_ok());
+        drop(sender);
+        let inferrer = Inferrer { job: Arc::new(job("")), inference, fatal: mpsc::channel(1).0 };
+        run(input, 3, Arc::new(inferrer)).await;
+        let annotated = |_| matches!(settled.try_recv().unwrap().outcome, Some(Outcome::Annotated(_)));
+        assert!((0..10).all(annotated));
     }
 }

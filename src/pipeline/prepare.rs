@@ -1,11 +1,12 @@
 //! Third stage, on CPU threads: pictures are decoded, templates filled, model inputs made.
 //!
-//! Receives [`FetchedAsset`]s, sends [`PreparedAsset`]s. The stage has threads of its own, which take small chunks by themselves:
-//! nothing is handed over while a core waits, and memory stays where it was freed. A picture that
-//! cannot be decoded rejects its asset, a decoder that panics too. Media bytes are given back here. Ends when its input ends.
+//! Receives [`FetchedAsset`]s, sends [`PreparedAsset`]s, several at once. The stage has threads of its own, which take assets
+//! by themselves: nothing is handed over while a core waits, and memory stays where it was freed. A picture that cannot be
+//! decoded rejects its asset, a decoder that panics too. Media bytes are given back here. Ends when its input ends.
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant};
 
 use tokio::sync::mpsc;
 
@@ -19,8 +20,12 @@ use super::error::PipelineError;
 use super::fetch::FetchedAsset;
 use super::tracked::Tracked;
 
-/// Small, so that one slow picture holds back few others.
-const CHUNK: usize = 4;
+/// Prepared assets go on together, because each time the next stage is woken a core changes its thread: when there are so
+/// many, when this has taken so long, or when there is nothing else to do.
+pub(super) const TOGETHER: usize = 32;
+
+/// Looked at between two assets.
+const LONGEST_WAIT: Duration = Duration::from_millis(10);
 
 /// What inference needs, and what the row will need beside it.
 pub(super) struct PreparedAsset {
@@ -45,7 +50,7 @@ pub(super) struct Preparer {
 
 pub(super) async fn run(
     input: mpsc::Receiver<Tracked<FetchedAsset>>,
-    output: mpsc::Sender<Tracked<PreparedAsset>>,
+    output: mpsc::Sender<Vec<Tracked<PreparedAsset>>>,
     preparer: Arc<Preparer>,
 ) {
     let input = Arc::new(Mutex::new(input));
@@ -71,21 +76,24 @@ impl Preparer {
     fn work(
         &self,
         input: &Mutex<mpsc::Receiver<Tracked<FetchedAsset>>>,
-        output: &mpsc::Sender<Tracked<PreparedAsset>>,
+        output: &mpsc::Sender<Vec<Tracked<PreparedAsset>>>,
     ) {
-        let mut chunk = Vec::with_capacity(CHUNK);
-        let mut ready = Vec::with_capacity(CHUNK);
+        let mut ready = Vec::with_capacity(TOGETHER);
+        let mut handed_over = Instant::now();
+        let more_is_there = || input.try_lock().is_ok_and(|input| !input.is_empty());
         loop {
-            let received = input.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv_many(&mut chunk, CHUNK);
-            if received == 0 {
-                return;
+            if ready.len() >= TOGETHER || handed_over.elapsed() >= LONGEST_WAIT || !more_is_there() {
+                if !ready.is_empty() {
+                    let ready = std::mem::replace(&mut ready, Vec::with_capacity(TOGETHER));
+                    // A closed channel means that the pipeline is ending; the assets report themselves as abandoned.
+                    let _ = output.blocking_send(ready);
+                }
+                handed_over = Instant::now();
             }
-            let assets = chunk.drain(..).filter(|asset| !asset.is_cancelled());
-            ready.extend(assets.filter_map(|asset| self.prepare_tracked(asset)));
-            // Together, because each time the next stage is woken a core changes its thread.
-            for prepared in ready.drain(..) {
-                // A closed channel means that the pipeline is ending; the asset reports itself as abandoned.
-                let _ = output.blocking_send(prepared);
+            let received = input.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
+            let Some(asset) = received else { return };
+            if !asset.is_cancelled() {
+                ready.extend(self.prepare_tracked(asset));
             }
         }
     }
@@ -200,5 +208,70 @@ fn rejection(asset_id: &str, reason: &'static str, detail: String) -> Rejection 
         detail,
         blame: Blame::Asset,
         attempts: 1,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use tokio::sync::Semaphore;
+
+    use super::super::tracked::{Settled, tests::tracked};
+    use super::*;
+    use crate::domain::{Content, Product};
+    use crate::engine::InstantInference;
+
+    fn preparer() -> Arc<Preparer> {
+        let embedding = "[[embeddings]]\ncolumn = \"e\"\nmodel = \"m\"\ninput = \"text\"\ntemplate = \"{id}\"\n";
+        let text = format!("name = \"j\"\nkind = \"product\"\ntopics = [\"t\"]\n{embedding}");
+        Arc::new(Preparer {
+            job: Arc::new(JobSpec::parse(Path::new("j.toml"), &text).unwrap()),
+            inference: Arc::new(InstantInference::new([("m", 2)])),
+            metrics: Arc::new(Metrics::new()),
+            threads: 2,
+            fatal: mpsc::channel(1).0,
+        })
+    }
+
+    fn fetched(outcomes: &mpsc::Sender<Settled>) -> Tracked<FetchedAsset> {
+        let content = Content::Product(Product::default());
+        let asset = Asset { id: "a".to_owned(), event_time: 0, content, media: Vec::new() };
+        tracked(outcomes.clone(), &Arc::new(Semaphore::new(3))).map(|_| FetchedAsset { asset, media: Vec::new() })
+    }
+
+    #[tokio::test]
+    async fn an_asset_that_comes_alone_does_not_wait_for_others() {
+        let (outcomes, _settled) = mpsc::channel(1);
+        let (sender, input) = mpsc::channel(4);
+        let (output, mut prepared) = mpsc::channel(4);
+        let stage = tokio::spawn(run(input, output, preparer()));
+        for _ in 0..3 {
+            assert!(sender.send(fetched(&outcomes)).await.is_ok());
+            let together = prepared.recv().await.expect("the stage goes on");
+            assert_eq!(together.len(), 1);
+        }
+        drop(sender);
+        stage.await.unwrap();
+        assert!(prepared.recv().await.is_none());
+    }
+
+    #[tokio::test]
+    async fn assets_that_wait_go_on_together_and_none_is_left_behind() {
+        let (outcomes, _settled) = mpsc::channel(1);
+        let (sender, input) = mpsc::channel(500);
+        let (output, mut prepared) = mpsc::channel(1);
+        for _ in 0..500 {
+            assert!(sender.send(fetched(&outcomes)).await.is_ok());
+        }
+        drop(sender);
+        let stage = tokio::spawn(run(input, output, preparer()));
+        let mut count = 0;
+        while let Some(together) = prepared.recv().await {
+            assert!((1..=TOGETHER).contains(&together.len()));
+            count += together.len();
+        }
+        assert_eq!(count, 500);
+        stage.await.unwrap();
     }
 }

@@ -184,13 +184,17 @@ fn attributes(job: &str, origin: &Origin) -> Vec<(&'static str, String)> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(super) mod tests {
     use tokio::sync::Semaphore;
 
     use super::*;
     use crate::domain::{Blame, Epoch, Origin, TopicPartition};
 
-    fn tracked(outcomes: mpsc::Sender<Settled>, permits: &Arc<Semaphore>) -> Tracked<Arc<Record>> {
+    /// A record that holds three of the permits.
+    pub(in crate::pipeline) fn tracked(
+        outcomes: mpsc::Sender<Settled>,
+        permits: &Arc<Semaphore>,
+    ) -> Tracked<Arc<Record>> {
         let partition = TopicPartition::new("assets", 0);
         let origin =
             Origin { partition: partition.clone(), offset: 4, key: None, message_time: None, headers: Vec::new() };

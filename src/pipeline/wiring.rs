@@ -38,7 +38,10 @@ use super::rows::RowWriter;
 use super::{decode, fetch, infer, prepare};
 
 /// Wide enough to keep the next stage busy, small enough to stop early.
-const BETWEEN_STAGES: usize = 64;
+const BETWEEN_STAGES: usize = 128;
+
+/// The same for the last stage, which gets several assets at once.
+const HANDED_OVER: usize = BETWEEN_STAGES / prepare::TOGETHER;
 
 /// Whether a run ends by itself.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -125,7 +128,7 @@ fn start_stages(
     let decoder = Arc::new(MessageDecoder::new(parts.job.kind));
     let (to_fetch, decoded) = mpsc::channel(BETWEEN_STAGES);
     let (to_prepare, fetched) = mpsc::channel(BETWEEN_STAGES);
-    let (to_infer, prepared) = mpsc::channel(BETWEEN_STAGES);
+    let (to_infer, prepared) = mpsc::channel(HANDED_OVER);
     let fetcher = fetch::Fetcher {
         job: parts.job.clone(),
         store: parts.media.clone(),
