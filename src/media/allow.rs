@@ -5,6 +5,7 @@
 //! refused, so that what was checked is what is read. What it does not know: symbolic links (see `folder`) and what
 //! a host name resolves to (see `address`).
 
+use std::borrow::Cow;
 use std::fmt;
 use std::path::{Component, PathBuf};
 
@@ -217,10 +218,13 @@ fn parse_reference(text: &str) -> Result<Location, String> {
 
 /// Refuses whatever some reader on the way could take for a step upwards or for another separator.
 fn refuse_traversal(path: &str, is_web: bool) -> Result<(), String> {
-    let mut plain = path.to_ascii_lowercase();
+    let mut plain = Cow::Borrowed(path);
+    if plain.contains('%') {
+        plain = plain.to_ascii_lowercase().into();
+    }
     // Twice-encoded text is read like once-encoded text: a gateway may decode before the store does.
     while plain.contains("%25") {
-        plain = plain.replace("%25", "%");
+        plain = plain.replace("%25", "%").into();
     }
     if plain.contains('\\') || plain.contains("%5c") || plain.contains("%00") {
         return Err("has a backslash or a null byte".to_owned());
@@ -229,7 +233,9 @@ fn refuse_traversal(path: &str, is_web: bool) -> Result<(), String> {
     if !is_web && plain.contains("%2f") {
         return Err("has an encoded slash".to_owned());
     }
-    let plain = plain.replace("%2e", ".").replace("%2f", "/");
+    if plain.contains('%') {
+        plain = plain.replace("%2e", ".").replace("%2f", "/").into();
+    }
     // Some servers cut parameters off a segment before they walk it: `..;x` is a step upwards for them.
     let walked = |segment: &str| segment.split(';').next().is_some_and(|name| name == "." || name == "..");
     if plain.split('/').any(walked) {

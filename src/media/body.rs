@@ -2,7 +2,6 @@
 //!
 //! It knows neither HTTP nor object stores: what comes is a stream of chunks. The bytes are hashed as they arrive.
 
-use std::fmt::Write;
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -63,10 +62,8 @@ where
 }
 
 fn in_hexadecimal(digest: &[u8]) -> String {
-    digest.iter().fold(String::with_capacity(digest.len() * 2), |mut text, byte| {
-        let _ = write!(text, "{byte:02x}");
-        text
-    })
+    let nibbles = digest.iter().flat_map(|byte| [byte >> 4, byte & 15]);
+    nibbles.map(|nibble| char::from_digit(nibble.into(), 16).expect("four bits are below 16")).collect()
 }
 
 #[cfg(test)]

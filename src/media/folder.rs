@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, ErrorKind, Read};
 use std::os::fd::AsRawFd;
 use std::os::unix::fs::OpenOptionsExt;
-use std::path::{Path, PathBuf};
+use std::path::{Component, Path, PathBuf};
 use std::sync::{PoisonError, RwLock};
 
 use super::api::{Media, MediaError};
@@ -40,13 +40,10 @@ impl Folders {
             let detail = "it is a folder or a device, not a regular file".to_owned();
             return Err(MediaError::Refused { url: url.to_owned(), detail });
         }
-        // Should a pipe take the file's place just now, opening it must not block.
-        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
-        let opened = real_path(&file, path).map_err(failed)?;
-        if !self.contains(&opened) {
-            let detail = format!("it leads to {}, outside of the listed folders", opened.display());
-            return Err(MediaError::Forbidden { url: url.to_owned(), detail });
-        }
+        let file = match open_without_links(path).map_err(failed)? {
+            Some(file) if self.lists(path) => file,
+            _ => self.open_inside(url, path)?,
+        };
         let too_large = || MediaError::TooLarge { url: url.to_owned(), limit };
         if metadata.len() > limit {
             return Err(too_large());
@@ -59,6 +56,24 @@ impl Folders {
         }
         let sha256 = content_hash(&bytes);
         Ok(Media { bytes: bytes.into(), sha256 })
+    }
+
+    /// Whether the text of the path lies in a listed folder.
+    fn lists(&self, path: &Path) -> bool {
+        let is_below = |rest: &Path| rest.components().all(|part| matches!(part, Component::Normal(_)));
+        self.roots.iter().any(|root| path.strip_prefix(&root.listed).is_ok_and(is_below))
+    }
+
+    /// Opens what the path leads to, over links, when it lies in a listed folder.
+    fn open_inside(&self, url: &str, path: &Path) -> Result<File, MediaError> {
+        let failed = |error: io::Error| self.failure(url, path, &error);
+        let file = File::options().read(true).custom_flags(libc::O_NONBLOCK).open(path).map_err(failed)?;
+        let opened = real_path(&file, path).map_err(failed)?;
+        if !self.contains(&opened) {
+            let detail = format!("it leads to {}, outside of the listed folders", opened.display());
+            return Err(MediaError::Forbidden { url: url.to_owned(), detail });
+        }
+        Ok(file)
     }
 
     fn contains(&self, path: &Path) -> bool {
@@ -89,6 +104,26 @@ impl Folders {
         let any_there = first.exists() || holders.any(Path::exists);
         (!any_there).then_some(first)
     }
+}
+
+/// The file, when no link leads to it; none when one does, or when the kernel or a sandbox does not know how to tell.
+///
+/// As below, opening does not block, should a pipe take the file's place just now.
+#[cfg(target_os = "linux")]
+fn open_without_links(path: &Path) -> io::Result<Option<File>> {
+    use rustix::fs::{CWD, Mode, OFlags, ResolveFlags, openat2};
+    use rustix::io::Errno;
+    let flags = OFlags::RDONLY | OFlags::NONBLOCK | OFlags::CLOEXEC;
+    match openat2(CWD, path, flags, Mode::empty(), ResolveFlags::NO_SYMLINKS) {
+        Ok(file) => Ok(Some(file.into())),
+        Err(Errno::LOOP | Errno::NOSYS | Errno::PERM) => Ok(None),
+        Err(error) => Err(error.into()),
+    }
+}
+
+#[cfg(not(target_os = "linux"))]
+fn open_without_links(_: &Path) -> io::Result<Option<File>> {
+    Ok(None)
 }
 
 /// Where the opened file lies with every link resolved. Linux tells it in one call; elsewhere the path is walked.
