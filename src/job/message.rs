@@ -6,9 +6,10 @@
 use std::collections::BTreeMap;
 
 use jsonschema::{Draft, PatternOptions, Validator};
-use serde_json::{Map, Value};
+use serde_json::Value;
 
 use super::event_time::parse_event_time;
+use super::json::{BorrowedJson, Fields, Json};
 use super::violation::{Violation, quoted, shortened};
 use crate::domain::{Ad, Asset, AssetKind, Content, MediaReference, Price, Product};
 
@@ -20,7 +21,7 @@ const MOST_ID_CHARACTERS: usize = 512;
 pub struct MessageDecoder {
     kind: AssetKind,
     schema: Value,
-    validator: Validator,
+    validator: Validator<BorrowedJson>,
 }
 
 impl MessageDecoder {
@@ -30,7 +31,7 @@ impl MessageDecoder {
             AssetKind::Ad => include_str!("../../schemas/ad.schema.json"),
         };
         let schema: Value = serde_json::from_str(text).expect("the schema is part of the program and a test reads it");
-        let validator = jsonschema::options()
+        let validator = jsonschema::options_for::<BorrowedJson>()
             .with_draft(Draft::Draft202012)
             .with_pattern_options(PatternOptions::regex())
             .build(&schema)
@@ -48,16 +49,16 @@ impl MessageDecoder {
             let detail = "it is empty; a record that removes an asset has a null value, not an empty one".to_owned();
             return Err(MessageError::Malformed { detail });
         }
-        let message: Value = serde_json::from_slice(payload)
+        let message: Json<'_> = serde_json::from_slice(payload)
             .map_err(|error| MessageError::Malformed { detail: shortened_error(&error) })?;
         if !self.validator.is_valid(&message) {
             return Err(self.violations(&message));
         }
-        let Value::Object(fields) = message else { return Err(self.violations(&message)) };
-        Fields(fields).into_asset(self.kind)
+        let Json::Object(fields) = message else { return Err(self.violations(&message)) };
+        into_asset(fields, self.kind)
     }
 
-    fn violations(&self, message: &Value) -> MessageError {
+    fn violations(&self, message: &Json<'_>) -> MessageError {
         let violations = self
             .validator
             .iter_errors(message)
@@ -119,97 +120,78 @@ impl MessageError {
     }
 }
 
-fn readable_id(message: &Value) -> Option<String> {
-    let id = message.get("id")?.as_str()?;
-    (!id.is_empty() && id.chars().nth(MOST_ID_CHARACTERS).is_none()).then(|| id.to_owned())
+fn readable_id(message: &Json<'_>) -> Option<String> {
+    let Json::Object(fields) = message else { return None };
+    let id = fields.get("id")?.clone().into_text()?;
+    (!id.is_empty() && id.chars().nth(MOST_ID_CHARACTERS).is_none()).then_some(id)
 }
 
 fn shortened_error(error: &serde_json::Error) -> String {
     format!("{}; send one JSON object per record", shortened(&error.to_string()))
 }
 
-/// The fields of a valid message. Values are moved out, not copied.
-struct Fields(Map<String, Value>);
-
-impl Fields {
-    fn into_asset(mut self, kind: AssetKind) -> Result<Asset, MessageError> {
-        let id = self.text("id").unwrap_or_default();
-        let time = self.text("event_time").unwrap_or_default();
-        let event_time = match parse_event_time(&time) {
-            Ok(event_time) => event_time,
-            Err(detail) => {
-                let violation = Violation::new("/event_time", format!("is {}, which {detail}", quoted(&time.into())));
-                return Err(MessageError::Violations { violations: vec![violation], asset_id: Some(id) });
-            }
-        };
-        let media = self.list("media").into_iter().filter_map(media_reference).collect();
-        let content = match kind {
-            AssetKind::Product => Content::Product(self.into_product()),
-            AssetKind::Ad => Content::Ad(self.into_ad()),
-        };
-        Ok(Asset { id, event_time, content, media })
-    }
-
-    fn into_product(mut self) -> Product {
-        Product {
-            title: self.text("title").unwrap_or_default(),
-            description: self.text("description").unwrap_or_default(),
-            attributes: self.texts_by_name("attributes"),
-            candidate_categories: self.list("candidate_categories").into_iter().filter_map(into_text).collect(),
-            locale: self.text("locale"),
-            price: self.take("price").and_then(price),
+/// Makes an asset of the fields of a valid message. What is not borrowed is moved, not copied.
+fn into_asset(mut fields: Fields<'_>, kind: AssetKind) -> Result<Asset, MessageError> {
+    let id = text(&mut fields, "id").unwrap_or_default();
+    let time = text(&mut fields, "event_time").unwrap_or_default();
+    let event_time = match parse_event_time(&time) {
+        Ok(event_time) => event_time,
+        Err(detail) => {
+            let violation = Violation::new("/event_time", format!("is {}, which {detail}", quoted(&time.into())));
+            return Err(MessageError::Violations { violations: vec![violation], asset_id: Some(id) });
         }
-    }
+    };
+    let media = list(&mut fields, "media").into_iter().filter_map(media_reference).collect();
+    let content = match kind {
+        AssetKind::Product => Content::Product(product(fields)),
+        AssetKind::Ad => Content::Ad(ad(fields)),
+    };
+    Ok(Asset { id, event_time, content, media })
+}
 
-    fn into_ad(mut self) -> Ad {
-        Ad {
-            headline: self.text("headline").unwrap_or_default(),
-            body: self.text("body").unwrap_or_default(),
-            call_to_action: self.text("call_to_action"),
-            landing_page: self.text("landing_page"),
-        }
-    }
-
-    fn take(&mut self, name: &str) -> Option<Value> {
-        self.0.get_mut(name).map(Value::take)
-    }
-
-    fn text(&mut self, name: &str) -> Option<String> {
-        self.take(name).and_then(into_text)
-    }
-
-    fn list(&mut self, name: &str) -> Vec<Value> {
-        match self.take(name) {
-            Some(Value::Array(values)) => values,
-            _ => Vec::new(),
-        }
-    }
-
-    fn texts_by_name(&mut self, name: &str) -> BTreeMap<String, String> {
-        match self.take(name) {
-            Some(Value::Object(entries)) => {
-                entries.into_iter().filter_map(|(name, value)| Some((name, into_text(value)?))).collect()
-            }
-            _ => BTreeMap::new(),
-        }
+fn product(mut fields: Fields<'_>) -> Product {
+    let categories = list(&mut fields, "candidate_categories").into_iter();
+    Product {
+        title: text(&mut fields, "title").unwrap_or_default(),
+        description: text(&mut fields, "description").unwrap_or_default(),
+        attributes: texts_by_name(&mut fields, "attributes"),
+        candidate_categories: categories.filter_map(Json::into_text).collect(),
+        locale: text(&mut fields, "locale"),
+        price: fields.take("price").and_then(price),
     }
 }
 
-fn into_text(value: Value) -> Option<String> {
-    match value {
-        Value::String(text) => Some(text),
-        _ => None,
+fn ad(mut fields: Fields<'_>) -> Ad {
+    Ad {
+        headline: text(&mut fields, "headline").unwrap_or_default(),
+        body: text(&mut fields, "body").unwrap_or_default(),
+        call_to_action: text(&mut fields, "call_to_action"),
+        landing_page: text(&mut fields, "landing_page"),
     }
 }
 
-fn media_reference(value: Value) -> Option<MediaReference> {
-    let Value::Object(fields) = value else { return None };
-    let mut fields = Fields(fields);
-    Some(MediaReference { url: fields.text("url")?, role: fields.text("role") })
+fn text(fields: &mut Fields<'_>, name: &str) -> Option<String> {
+    fields.take(name).and_then(Json::into_text)
 }
 
-fn price(value: Value) -> Option<Price> {
-    Some(Price { amount: value.get("amount")?.as_f64()?, currency: value.get("currency")?.as_str()?.to_owned() })
+fn list<'a>(fields: &mut Fields<'a>, name: &str) -> Vec<Json<'a>> {
+    fields.take(name).map(Json::into_list).unwrap_or_default()
+}
+
+fn texts_by_name(fields: &mut Fields<'_>, name: &str) -> BTreeMap<String, String> {
+    let entries = fields.take(name).and_then(Json::into_fields).into_iter().flatten();
+    entries.filter_map(|(name, value)| Some((name.into_owned(), value.into_text()?))).collect()
+}
+
+fn media_reference(value: Json<'_>) -> Option<MediaReference> {
+    let mut fields = value.into_fields()?;
+    Some(MediaReference { url: text(&mut fields, "url")?, role: text(&mut fields, "role") })
+}
+
+fn price(value: Json<'_>) -> Option<Price> {
+    let mut fields = value.into_fields()?;
+    let Json::Number(amount) = fields.take("amount")? else { return None };
+    Some(Price { amount: amount.as_f64()?, currency: text(&mut fields, "currency")? })
 }
 
 #[cfg(test)]

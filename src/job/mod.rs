@@ -10,6 +10,7 @@ mod catalog;
 mod choices;
 mod columns;
 mod event_time;
+mod json;
 mod key_lines;
 mod message;
 mod problem;
