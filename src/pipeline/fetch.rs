@@ -190,3 +190,72 @@ fn rejection(asset_id: &str, error: &MediaError, attempts: u32) -> Rejection {
         attempts,
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+    use std::sync::{Condvar, Mutex};
+    use std::time::Duration;
+
+    use super::super::tracked::tests::tracked;
+    use super::*;
+    use crate::domain::{Content, Product};
+
+    const READERS: usize = 4;
+
+    /// A disk that hands out nothing until so many read from it at once.
+    #[derive(Default)]
+    struct SlowDisk {
+        reading: Mutex<usize>,
+        came: Condvar,
+    }
+
+    #[async_trait::async_trait]
+    impl MediaStore for SlowDisk {
+        async fn fetch(&self, _: &str, _: u64) -> Result<Media, MediaError> {
+            unreachable!("all files are local")
+        }
+
+        fn is_local(&self, _: &str) -> bool {
+            true
+        }
+
+        fn read_local(&self, _: &str, _: u64) -> Result<Media, MediaError> {
+            let mut reading = self.reading.lock().unwrap();
+            *reading += 1;
+            self.came.notify_all();
+            let patience = Duration::from_secs(60);
+            let (_guard, waited) =
+                self.came.wait_timeout_while(reading, patience, |reading| *reading < READERS).unwrap();
+            assert!(!waited.timed_out(), "nobody else reads");
+            Ok(Media { bytes: Default::default(), sha256: String::new() })
+        }
+    }
+
+    #[tokio::test]
+    async fn a_slow_disk_is_read_by_as_many_as_there_are_slots() {
+        let embedding = "[[embeddings]]\ncolumn = \"e\"\nmodel = \"m\"\ninput = \"image\"\n";
+        let text = format!("name = \"j\"\nkind = \"product\"\ntopics = [\"t\"]\n{embedding}");
+        let job = Arc::new(JobSpec::parse(Path::new("j.toml"), &text).unwrap());
+        let assets = READERS * CHUNK;
+        let (outcomes, _settled) = mpsc::channel(assets);
+        let (sender, input) = mpsc::channel(assets);
+        for _ in 0..assets {
+            let medium = MediaReference { url: "file:///a.jpg".to_owned(), role: None };
+            let content = Content::Product(Product::default());
+            let asset = Asset { id: "a".to_owned(), event_time: 0, content, media: vec![medium] };
+            let record = tracked(outcomes.clone(), &Arc::new(Semaphore::new(3)));
+            assert!(sender.send(record.map(|_| asset)).await.is_ok());
+        }
+        drop(sender);
+        let (output, mut fetched) = mpsc::channel(CHUNK);
+        let store = Arc::new(SlowDisk::default());
+        let fetcher = Fetcher { job, store, retry: retry::Options::default(), concurrency: READERS };
+        let stage = tokio::spawn(run(input, output, Arc::new(fetcher)));
+        for _ in 0..assets {
+            assert!(fetched.recv().await.is_some());
+        }
+        assert!(fetched.recv().await.is_none());
+        stage.await.unwrap();
+    }
+}
