@@ -9,7 +9,8 @@ use std::fmt;
 
 use jsonschema::JsonType;
 use jsonschema::json::{self, NodeIdentity};
-use serde::de::{Deserialize, Deserializer, MapAccess, SeqAccess, Visitor};
+use serde::Deserialize;
+use serde::de::{Deserializer, MapAccess, SeqAccess, Visitor};
 use serde_json::{Number, Value};
 
 /// One JSON value.
@@ -163,31 +164,8 @@ impl<'de> Visitor<'de> for JsonVisitor {
 }
 
 /// A field's name.
-struct Name<'a>(Cow<'a, str>);
-
-impl<'de> Deserialize<'de> for Name<'de> {
-    fn deserialize<D: Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
-        deserializer.deserialize_str(NameVisitor)
-    }
-}
-
-struct NameVisitor;
-
-impl<'de> Visitor<'de> for NameVisitor {
-    type Value = Name<'de>;
-
-    fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str("a name")
-    }
-
-    fn visit_borrowed_str<E>(self, name: &'de str) -> Result<Name<'de>, E> {
-        Ok(Name(Cow::Borrowed(name)))
-    }
-
-    fn visit_str<E>(self, name: &str) -> Result<Name<'de>, E> {
-        Ok(Name(Cow::Owned(name.to_owned())))
-    }
-}
+#[derive(Deserialize)]
+struct Name<'a>(#[serde(borrow)] Cow<'a, str>);
 
 /// [`Json`] for the validator.
 pub(super) struct BorrowedJson;
@@ -329,6 +307,8 @@ mod tests {
         let message = r#"{"plain": "a mug", "escaped": "a \"mug\"", "n\u0061me": 1}"#;
         let mut fields = serde_json::from_str::<Json<'_>>(message).unwrap().into_fields().unwrap();
         assert!(is_borrowed(fields.get("plain").unwrap()) && !is_borrowed(fields.get("escaped").unwrap()));
+        let names = fields.0.iter().filter(|(name, _)| matches!(name, Cow::Borrowed(_))).map(|(name, _)| name.as_ref());
+        assert_eq!(names.collect::<Vec<_>>(), ["escaped", "plain"]);
         assert_eq!(fields.take("escaped").and_then(Json::into_text).as_deref(), Some("a \"mug\""));
         assert_eq!(fields.get("name"), Some(&Json::Number(1.into())));
         assert_eq!(fields.get("escaped"), Some(&Json::Null), "what was taken is null");

@@ -82,12 +82,10 @@ impl Preparer {
         let mut handed_over = Instant::now();
         let more_is_there = || input.try_lock().is_ok_and(|input| !input.is_empty());
         loop {
-            if ready.len() >= TOGETHER || handed_over.elapsed() >= LONGEST_WAIT || !more_is_there() {
-                if !ready.is_empty() {
-                    let ready = std::mem::replace(&mut ready, Vec::with_capacity(TOGETHER));
-                    // A closed channel means that the pipeline is ending; the assets report themselves as abandoned.
-                    let _ = output.blocking_send(ready);
-                }
+            let is_due = || ready.len() >= TOGETHER || handed_over.elapsed() >= LONGEST_WAIT || !more_is_there();
+            if !ready.is_empty() && is_due() {
+                // A closed channel means that the pipeline is ending; the assets report themselves as abandoned.
+                let _ = output.blocking_send(std::mem::replace(&mut ready, Vec::with_capacity(TOGETHER)));
                 handed_over = Instant::now();
             }
             let received = input.lock().unwrap_or_else(PoisonError::into_inner).blocking_recv();
